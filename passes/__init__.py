@@ -1,0 +1,1 @@
+"""The passes, one file each; the file name is the pass name."""
