@@ -11,19 +11,9 @@ import onnx_ir as ir
 import pytest
 
 from compressor.errors import ModelError, OptionError
-from compressor.latency import (
-    Latency,
-    Plan,
-    Protocol,
-    Ratio,
-    compare,
-    interval,
-    measure,
-    noise_floor,
-    plan,
-    starts_session,
-)
+from compressor.latency import Latency, Protocol, Ratio, measure
 from compressor.runtime import Setup, to_bytes
+from compressor.timing import Plan, compare, interval, noise_floor, plan, starts_session
 
 QUICK = Protocol(visits=8, visit_ms=1.0, sessions=4, warmup=1)
 ONE = Setup(threads=1)

@@ -6,6 +6,7 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest, spearmanr, ttest_1samp, ttest_rel
 from sklearn.metrics import f1_score, roc_auc_score
 
+from compressor import resampling as rs
 from compressor import statistics as st
 from compressor.statistics import Interval, Resampled
 
@@ -169,9 +170,9 @@ def test_the_fast_statistics_equal_scikit_learn_and_scipy_on_every_resample(ties
     classes, guesses = rng.integers(0, 7, (2, n))
     counts = rng.multinomial(n, [1 / n] * n, 20).astype(np.float64)
     fast = [
-        st.auc_statistic(positive, scores)(counts),
-        st.spearman_statistic(scores, other)(counts),
-        st.f1_statistic(classes, guesses)(counts),
+        rs.auc_statistic(positive, scores)(counts),
+        rs.spearman_statistic(scores, other)(counts),
+        rs.f1_statistic(classes, guesses)(counts),
     ]
     for row in range(20):
         drawn = np.repeat(np.arange(n), counts[row].astype(int))
@@ -185,17 +186,17 @@ def test_the_fast_statistics_equal_scikit_learn_and_scipy_on_every_resample(ties
 
 def test_a_resample_of_one_class_has_no_auc_and_a_constant_has_no_rank_correlation() -> None:
     counts = np.array([[2.0, 0.0], [1.0, 1.0]])
-    auc = st.auc_statistic(np.array([True, False]), np.array([1.0, 0.0]))(counts)
+    auc = rs.auc_statistic(np.array([True, False]), np.array([1.0, 0.0]))(counts)
     assert math.isnan(auc[0])
     assert auc[1] == 1.0
-    assert st.spearman_statistic(np.array([1.0, 2.0]), np.array([3.0, 5.0]))(counts).tolist() == [0.0, 1.0]
+    assert rs.spearman_statistic(np.array([1.0, 2.0]), np.array([3.0, 5.0]))(counts).tolist() == [0.0, 1.0]
 
 
 def auc_pair(rng: np.random.Generator, samples: int) -> tuple[Resampled, Resampled]:
     positive = np.arange(samples) < samples // 2
     scores = rng.normal(size=samples) + 1.5 * positive
     worse = scores + rng.normal(size=samples) * 0.8
-    statistics = [st.auc_statistic(positive, s) for s in (scores, worse)]
+    statistics = [rs.auc_statistic(positive, s) for s in (scores, worse)]
     a, b = (Resampled(one_row(s, samples), s, samples, samples // 2, 400) for s in statistics)
     return a, b
 

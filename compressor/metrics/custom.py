@@ -1,0 +1,71 @@
+"""A metric of the user's own: a function of (list of outputs, labels), named `file.py:function`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from importlib import import_module
+from numbers import Real
+from pathlib import Path
+from runpy import run_path
+
+import numpy as np
+
+from compressor.errors import OptionError, did_you_mean
+from compressor.metrics.outputs import Outputs
+from compressor.statistics import Array, Floats, Measured, Resampled
+
+
+def load(name: str) -> Callable[..., object]:
+    """The function that `file.py:function` or `package.module:function` names."""
+    place, _, wanted = name.rpartition(":")
+    if place.endswith(".py") and not Path(place).is_file():
+        raise OptionError(f"Metric {name!r}: there is no file {place!r}.")
+    try:
+        found = run_path(place) if place.endswith(".py") else vars(import_module(place))
+    except (ImportError, SyntaxError, TypeError, ValueError) as error:
+        raise OptionError(f"Metric {name!r}: {place!r} cannot be imported: {error}.") from error
+    function: Callable[..., object] | None = found.get(wanted)
+    if function is None or not callable(function):
+        functions = [key for key, value in found.items() if callable(value) and not key.startswith("_")]
+        hint = did_you_mean(wanted, functions) if functions else "It has none."
+        raise OptionError(f"Metric {name!r}: no function {wanted!r} in {place!r}. {hint}")
+    return function
+
+
+def measured_by(
+    name: str, function: Callable[..., object]
+) -> Callable[[Outputs, Array | None, Outputs], Measured]:
+    """How a metric of the user's measures: on all samples, and again on every one of 200 resamples.
+
+    It raises OptionError where the function returns no number, or NaN on all samples.
+    """
+
+    def measure(outputs: Outputs, labels: Array | None, original: Outputs) -> Measured:
+        samples = len(outputs[0])
+
+        def statistic(counts: Floats) -> Floats:
+            drawn = (np.repeat(np.arange(samples), row.astype(np.int64)) for row in counts)
+            return np.array([value(rows) for rows in drawn])
+
+        def value(rows: Array) -> float:
+            return _number(
+                name, function([o[rows] for o in outputs], None if labels is None else labels[rows])
+            )
+
+        whole = value(np.arange(samples))
+        if math.isnan(whole):
+            raise OptionError(
+                f"Metric {name!r} gives NaN on all {samples} samples. It must return a number there."
+            )
+        return Resampled(whole, statistic, samples, samples, 200)
+
+    return measure
+
+
+def _number(name: str, result: object) -> float:
+    if isinstance(result, np.ndarray) and result.ndim == 0:
+        result = result.item()
+    if isinstance(result, Real) and not isinstance(result, bool):
+        return float(result)
+    raise OptionError(f"Metric {name!r} must return a float, got {type(result).__name__} {result!r:.60}.")
