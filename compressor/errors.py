@@ -47,3 +47,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     names = sorted(known)
     near = get_close_matches(word, names, n=1)
     return f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(names)}."
+
+
+def root_cause(error: BaseException) -> str:
+    """What lies at the beginning of a chain of errors, as one line of at most 200 characters.
+
+    >>> root_cause(ValueError("a\\n  b"))
+    'a b'
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,324 @@
+"""Passes, what they get (Context), what they report (Change), and the text form of a Pipeline.
+
+A pass is a frozen pydantic model: its fields are the Python constructor, the command-line options and the help
+text at once. A pipeline is a tuple of passes and has a text form, the recipe:
+
+    quantize-int8{calibration='entropy' granularity='channel'},optimize
+
+Values are Python literals; a bare word is a string. In a recipe file passes may stand on lines of their own and
+`#` starts a comment. `str(pipeline)` writes every option, so a stored recipe keeps its meaning when a default changes.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
+
+import onnx_ir as ir
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from compressor.errors import DataError, OptionError, did_you_mean
+
+if TYPE_CHECKING:
+    from compressor.data import Samples
+
+Progress = Callable[[str, int, int], None]
+"""Called as (what is being done, units done, units in all; 0 in all when that is unknown)."""
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """The progress callback that shows nothing."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every pass may look at: data, the target, the seed. Never an option of a pass."""
+
+    calibration: Samples | None = None
+    data: Samples | None = None
+    train: Samples | None = None
+    metric: str | None = None
+    original: ir.Model | None = None
+    provider: str = "cpu"
+    threads: int = 0
+    seed: int = 0
+    workspace: Path | None = None
+    progress: Progress = silent
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one pass did.
+
+    Args:
+        touched: names of the nodes or initializers that were changed.
+        declined: name -> why it was left as it was.
+        figures: what was measured on the way, name -> number or text.
+        recipe: the pass with every option resolved, in the text form. Filled in by the pipeline.
+        seconds: wall time. Filled in by the pipeline.
+    """
+
+    touched: tuple[str, ...] = ()
+    declined: Mapping[str, str] = field(default_factory=dict)
+    figures: Mapping[str, float | str] = field(default_factory=dict)
+    recipe: str = ""
+    seconds: float = 0.0
+
+
+class Pass(BaseModel, ABC):
+    """One transformation of a model. Subclasses are final; options are fields, data comes through the Context.
+
+    Class variables: `needs`, the data without which the pass cannot work; `opset`, the operator set that what it
+    writes needs; `prepared`, whether it expects the model as `compressor.prepare` leaves it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    name: ClassVar[str]
+    needs: ClassVar[tuple[Literal["calibration", "data", "train"], ...]] = ()
+    opset: ClassVar[int] = 0
+    prepared: ClassVar[bool] = True
+
+    def __init__(self, **options: Any) -> None:
+        try:
+            super().__init__(**options)
+        except ValidationError as error:
+            raise OptionError(_explain(type(self), error)) from None
+
+    def resolved(self, context: Context) -> Self:
+        """This pass with every 'auto' option decided for the machine and provider of the context."""
+        return self
+
+    @abstractmethod
+    def apply(self, model: ir.Model, context: Context) -> Change:
+        """Transform `model` in place (it is a private clone) and say what was done."""
+
+    def __str__(self) -> str:
+        """The pass in the text form, every option written."""
+        options = " ".join(f"{key}={getattr(self, key)!r}" for key in type(self).model_fields)
+        return f"{self.name}{{{options}}}" if options else self.name
+
+
+class Compressed(NamedTuple):
+    """The result of running a pipeline: the new model, the resolved pipeline, one Change per pass."""
+
+    model: ir.Model
+    pipeline: Pipeline
+    changes: tuple[Change, ...]
+
+
+class Pipeline:
+    """A sequence of passes.
+
+    >>> str(Pipeline())
+    ''
+    """
+
+    def __init__(self, *passes: Pass) -> None:
+        for p in passes:
+            if not isinstance(p, Pass):
+                raise OptionError(f"Pipeline takes passes, got {p!r}. Text is read by Pipeline.parse.")
+        self.passes = passes
+
+    @classmethod
+    def parse(cls, text: str) -> Pipeline:
+        """The pipeline written in `text`; OptionError points at what cannot be read."""
+        from compressor.discover import find
+
+        return cls(*(find(name)(**options) for name, options in _read(text)))
+
+    def __str__(self) -> str:
+        """The text form."""
+        return ",".join(str(p) for p in self.passes)
+
+    def __iter__(self) -> Iterator[Pass]:
+        """The passes in order."""
+        return iter(self.passes)
+
+    def __len__(self) -> int:
+        """The number of passes."""
+        return len(self.passes)
+
+    def __eq__(self, other: object) -> bool:
+        """True for the same passes with the same options."""
+        return isinstance(other, Pipeline) and self.passes == other.passes
+
+    def __hash__(self) -> int:
+        """Agrees with equality."""
+        return hash(self.passes)
+
+    def check(self, context: Context) -> None:
+        """Raise DataError when a pass needs data that the context lacks. Run before anything else."""
+        flags = {"calibration": "--calibration", "data": "--data", "train": "--train"}
+        for p in self.passes:
+            for need in p.needs:
+                if getattr(context, need) is None:
+                    raise DataError(
+                        f"{p.name} needs {need} samples. Give {flags[need]} FILE.npz, or {need}=... in Python."
+                    )
+
+    def run(self, model: ir.Model, context: Context) -> Compressed:
+        """Apply the passes in order to a clone of `model`, which stays as it was."""
+        self.check(context)
+        work = model.clone()
+        if context.original is None:
+            context = replace(context, original=model)
+        done: list[Pass] = []
+        changes: list[Change] = []
+        for p in self.passes:
+            if p.prepared and not any(q.prepared for q in done):
+                changes.append(_timed("prepare", lambda: _prepare(work, context)))
+            p = p.resolved(context)
+            changes.append(_timed(str(p), partial(_apply, p, work, context)))
+            done.append(p)
+        return Compressed(work, Pipeline(*done), tuple(changes))
+
+
+def _timed(recipe: str, act: Callable[[], Change]) -> Change:
+    start = time.perf_counter()
+    change = act()
+    return replace(change, recipe=recipe, seconds=time.perf_counter() - start)
+
+
+def _apply(p: Pass, model: ir.Model, context: Context) -> Change:
+    from compressor.opset import upgrade
+
+    if reason := upgrade(model, p.opset, context.calibration or context.data):
+        return Change(declined={"model": reason})
+    context.progress(p.name, 0, 0)
+    return p.apply(model, context)
+
+
+def _prepare(model: ir.Model, context: Context) -> Change:
+    from compressor.prepare import adopt, prepare
+
+    context.progress("preparing", 0, 0)
+    before = model.graph.num_nodes()
+    found = prepare(model, context.calibration or context.data)
+    adopt(model, found.model)
+    return Change(
+        declined=found.declined, figures={"nodes before": before, "nodes after": model.graph.num_nodes()}
+    )
+
+
+def _explain(cls: type[Pass], error: ValidationError) -> str:
+    """The first problem of a pydantic error in our own words."""
+    first = error.errors()[0]
+    option = str(first["loc"][0]) if first["loc"] else ""
+    if first["type"] == "extra_forbidden":
+        known = cls.model_fields
+        hint = did_you_mean(option, known) if known else "It has no options."
+        return f"{cls.name}: no option {option!r}. {hint}"
+    if first["type"] == "literal_error" and error.error_count() == 1:
+        return f"{cls.name}: option {option!r} must be one of {first['ctx']['expected']}, got {first['input']!r}."
+    said = [_said(e["msg"]) for e in error.errors() if e["loc"][:1] == first["loc"][:1]]
+    if not option:
+        return f"{cls.name}: {said[0]}."
+    if first["type"] == "missing":
+        return f"{cls.name}: option {option!r} is required; it has no default."
+    return (
+        f"{cls.name}: option {option!r} must be {' or '.join(dict.fromkeys(said))}, got {first['input']!r}."
+    )
+
+
+def _said(message: str) -> str:
+    return message.removeprefix("Value error, ").removeprefix("Input should be ").rstrip(".")
+
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+_GAP = re.compile(r"(?:[\s,]|#[^\n]*)*")
+_VALUE = re.compile(r"""(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^\s,{}'"#])+""")
+
+
+def _read(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(name, options) of each pass in the text form."""
+    at = _skip(text, 0)
+    while at < len(text):
+        name, at = _word(text, at, "a pass name")
+        options: dict[str, Any] = {}
+        at = _skip(text, at)
+        if text[at : at + 1] == "{":
+            at = _skip(text, at + 1)
+            while text[at : at + 1] != "}":
+                key, at = _word(text, at, f"an option of {name}, or '}}'")
+                if text[at : at + 1] != "=":
+                    raise OptionError(f"Pipeline: expected '=' after {key!r} {_where(text, at)}.")
+                if key in options:
+                    raise OptionError(
+                        f"Pipeline: option {key!r} of {name} is given twice {_where(text, at)}."
+                    )
+                options[key], at = _literal(text, at + 1)
+                at = _skip(text, at)
+            at = _skip(text, at + 1)
+        yield name, options
+
+
+def _skip(text: str, at: int) -> int:
+    match = _GAP.match(text, at)
+    return match.end() if match else at
+
+
+def _word(text: str, at: int, wanted: str) -> tuple[str, int]:
+    match = _NAME.match(text, at)
+    if not match:
+        raise OptionError(f"Pipeline: expected {wanted} {_where(text, at)}.")
+    return match.group(), match.end()
+
+
+def _literal(text: str, at: int) -> tuple[Any, int]:
+    """A Python literal or a bare word; brackets may contain spaces and commas."""
+    if text[at : at + 1] in ("[", "("):
+        end = _closing(text, at)
+    else:
+        match = _VALUE.match(text, at)
+        end = match.end() if match else at
+    word = text[at:end]
+    if text[end : end + 1] in ("'", '"'):
+        raise OptionError(f"Pipeline: the quote is not closed {_where(text, end)}.")
+    if not word:
+        raise OptionError(f"Pipeline: expected a value {_where(text, at)}.")
+    if _NAME.fullmatch(word) and word not in ("True", "False", "None"):
+        return word, end
+    try:
+        value = ast.literal_eval(word)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        raise OptionError(
+            f"Pipeline: {word!r} is not a Python literal {_where(text, at)}. Put text in quotes."
+        ) from None
+    return (tuple(value) if isinstance(value, list) else value), end
+
+
+def _closing(text: str, at: int) -> int:
+    """The position after the bracket that closes the one at `at`, quotes respected."""
+    depth, quote, escaped = 0, "", False
+    for end in range(at, len(text)):
+        c = text[end]
+        if escaped:
+            escaped = False
+        elif quote:
+            escaped, quote = c == "\\", "" if c == quote else quote
+        elif c in "'\"":
+            quote = c
+        elif c in "[(":
+            depth += 1
+        elif c in "])":
+            depth -= 1
+            if not depth:
+                return end + 1
+    raise OptionError(f"Pipeline: the bracket is not closed {_where(text, at)}.")
+
+
+def _where(text: str, at: int) -> str:
+    """The place in words: line, when there are several, column, and the text that follows or went before."""
+    rest = text[at:].split("\n", 1)[0]
+    if not rest:
+        return f"at the end of {text[:at][-30:]!r}"
+    line = f"line {text.count(chr(10), 0, at) + 1}, " if "\n" in text else ""
+    return f"at {line}column {at - text.rfind(chr(10), 0, at)}, before {rest[:30]!r}"
