@@ -42,7 +42,9 @@ class QuantizeDynamic(Pass):
     granularity: Literal["channel", "tensor"] = Field(
         "channel", description="a weight scale per output channel, or one"
     )
-    min_elements: int = Field(32768, ge=1, description="weights smaller than this stay float, at 4 rows per sample")
+    min_elements: int = Field(
+        32768, ge=1, description="weights smaller than this stay float, at 4 rows per sample"
+    )
     reduce_range: Literal["auto"] | bool = Field("auto", description="7-bit weights, for x86 without VNNI")
     ops: tuple[str, ...] = Field((), description="operator types to quantize; empty: all")
     include: tuple[str, ...] = Field((), description="globs over node and weight names; empty: all")

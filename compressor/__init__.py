@@ -1,0 +1,90 @@
+"""Make an ONNX model smaller and faster, keep its accuracy, and prove it on your own runtime.
+
+    import compressor
+
+    result = compressor.compress("model.onnx", calibration="calibration.npz", data="test.npz")
+    print(result.report.ratio)
+    result.save("model.int8.onnx")
+
+Names are loaded when first used, so that importing the package costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from compressor.compressing import Result, Target, check, compress
+    from compressor.data import Samples, open_samples
+    from compressor.errors import CompressorError, DataError, GateError, ModelError, OptionError
+    from compressor.gate import Limits, raise_for_limits
+    from compressor.model_io import load, save
+    from compressor.pipeline import Change, Context, Pass, Pipeline
+    from compressor.questions import bench, doctor, evaluate, inspect
+    from compressor.report import Report
+    from compressor.runtime import Session
+
+_HOME = {
+    "Change": "pipeline",
+    "CompressorError": "errors",
+    "Context": "pipeline",
+    "DataError": "errors",
+    "GateError": "errors",
+    "Limits": "gate",
+    "ModelError": "errors",
+    "OptionError": "errors",
+    "Pass": "pipeline",
+    "Pipeline": "pipeline",
+    "Report": "report",
+    "Result": "compressing",
+    "Samples": "data",
+    "Session": "runtime",
+    "Target": "compressing",
+    "bench": "questions",
+    "check": "compressing",
+    "compress": "compressing",
+    "doctor": "questions",
+    "evaluate": "questions",
+    "inspect": "questions",
+    "load": "model_io",
+    "open_samples": "data",
+    "raise_for_limits": "gate",
+    "save": "model_io",
+}
+
+__all__ = [
+    "Change",
+    "CompressorError",
+    "Context",
+    "DataError",
+    "GateError",
+    "Limits",
+    "ModelError",
+    "OptionError",
+    "Pass",
+    "Pipeline",
+    "Report",
+    "Result",
+    "Samples",
+    "Session",
+    "Target",
+    "bench",
+    "check",
+    "compress",
+    "doctor",
+    "evaluate",
+    "inspect",
+    "load",
+    "open_samples",
+    "raise_for_limits",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'compressor' has no attribute {name!r}")
+    return getattr(import_module(f"compressor.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

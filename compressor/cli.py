@@ -1,0 +1,325 @@
+"""The command line: read arguments, call the function behind the subcommand, print, exit.
+
+Exit codes: 0 done, 1 refused with the reason, 2 usage, 3 a limit was broken.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from compressor.compressing import Target
+    from compressor.gate import Limits
+    from compressor.report import Report
+
+Command = Callable[..., Any]
+
+
+class Commands(click.Group):
+    """A group whose default command is `model`: `compress MODEL` compresses."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Insert the default command when the first word is not a subcommand."""
+        if args and args[0] not in self.commands:
+            args = ["model", *args]
+        return super().resolve_command(ctx, args)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Let options of the default command come first, as in `compress -p ... MODEL`."""
+        if args and args[0].startswith("-") and args[0] not in ("--help", "-h", "--version"):
+            args = ["model", *args]
+        return super().parse_args(ctx, args)
+
+
+def _shared(*options: Command) -> Command:
+    def decorate(function: Command) -> Command:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+_path = click.Path(path_type=Path)
+_target_options = _shared(
+    click.option(
+        "--metric",
+        metavar="NAME",
+        help="top1, top5, f1, auc, mse, mae, psnr, cosine, spearman, perplexity, or FILE.py:FUNCTION.",
+    ),
+    click.option(
+        "--provider",
+        "providers",
+        multiple=True,
+        metavar="NAME",
+        help="cpu, cuda, tensorrt, openvino, coreml, ...; may be repeated.",
+    ),
+    click.option(
+        "--threads",
+        type=click.IntRange(0),
+        default=1,
+        show_default=True,
+        help="Threads of the latency measurement; 0: all cores.",
+    ),
+    click.option(
+        "--batch",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="Samples per run in the latency measurement.",
+    ),
+    click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything that is drawn."),
+)
+_limit_options = _shared(
+    click.option(
+        "--max-drop",
+        type=float,
+        metavar="X",
+        help="Largest loss of the metric, in its units (0.01: one point of top-1).",
+    ),
+    click.option("--min-speedup", type=float, metavar="X", help="Least speed, original time / new time."),
+    click.option("--min-ratio", type=float, metavar="X", help="How many times smaller the file must be."),
+)
+_report_options = _shared(
+    click.option(
+        "--report",
+        "reports",
+        multiple=True,
+        type=_path,
+        metavar="FILE",
+        help="Write a report; .json or .md; may be repeated.",
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Print the report as JSON."),
+    click.option("--quiet", is_flag=True, help="Print the first line only."),
+)
+
+
+def _refusing(function: Command) -> Command:
+    """Print the user's errors as one line and exit with 1; Ctrl-C likewise."""
+
+    @wraps(function)
+    def run(*args: Any, **options: Any) -> Any:
+        from compressor.errors import CompressorError
+
+        try:
+            return function(*args, **options)
+        except CompressorError as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            click.echo("Interrupted: the input is untouched and no half-written file is left.", err=True)
+            sys.exit(1)
+
+    return run
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="onnx-compressor", prog_name="compress")
+def main() -> None:
+    """Make an ONNX model smaller and faster, and prove it on this machine's onnxruntime.
+
+    \b
+    compress MODEL [-o OUT] [-p PIPELINE] [--calibration DATA] [--data DATA]
+
+    DATA is PATH or PATH{option=value ...}: an .npz with arrays named like the model's inputs (labels under
+    `labels`), a folder of .npy files, a folder of images with one sub-folder per class, a .csv or .parquet table,
+    or module_or_file.py:function. `compress model --help` lists the options.
+    """
+
+
+@main.command("model", short_help="Compress a model (the default command).")
+@click.argument("model", type=_path)
+@click.option(
+    "-o", "--output", type=_path, help="Where to write; default: MODEL.compressed.onnx beside the input."
+)
+@click.option(
+    "-p",
+    "--pipeline",
+    metavar="PIPELINE|@FILE",
+    help="Passes, as in 'quantize-int8{calibration=entropy}'; see `compress passes`.",
+)
+@click.option("--calibration", metavar="DATA", help="Samples for activation ranges; no labels needed.")
+@click.option("--data", metavar="DATA", help="Evaluation samples.")
+@_limit_options
+@_target_options
+@_report_options
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@click.option("--strict", is_flag=True, help="Write nothing when a limit is broken.")
+@_refusing
+def compress_model(model: Path, output: Path | None, **options: Any) -> None:
+    """Compress MODEL, measure the result against it, and write it with proof."""
+    from compressor.compressing import compress
+    from compressor.console import Screen
+    from compressor.gate import broken
+    from compressor.model_io import check_target, files_of
+
+    target_file = output or model.with_name(f"{model.stem}.compressed.onnx")
+    rejected = target_file.with_name(f"{target_file.stem}.rejected.onnx")
+    check_target(target_file, files_of(model), options["force"])
+    _check_reports(options["reports"])
+    with Screen(options["quiet"] or options["as_json"]) as screen:
+        result = compress(
+            model,
+            _recipe(options["pipeline"]),
+            calibration=options["calibration"],
+            data=options["data"],
+            target=_target(options),
+            limits=_limits(options),
+            progress=screen.progress,
+        )
+        failed = broken(result.report)
+        place = None if failed and options["strict"] else rejected if failed else target_file
+        if place is not None:
+            result.save(place, force=options["force"] or bool(failed))
+    report = result.report.model_copy(update={"output": str(place) if place else None})
+    _finish(report, options)
+    if failed:
+        sys.exit(3)
+
+
+@main.command()
+@click.argument("models", type=_path, nargs=-1, required=True)
+@click.option("--data", metavar="DATA", help="Samples to time on; default: made-up inputs.")
+@_target_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_refusing
+def bench(models: tuple[Path, ...], **options: Any) -> None:
+    """Time models side by side, interleaved; ratios are against the first."""
+    from compressor import console, questions
+
+    with console.Screen(options["as_json"]) as screen:
+        timed = questions.bench(
+            models, data=options["data"], target=_target(options), progress=screen.progress
+        )
+    console.print_latencies([str(m) for m in models], timed, options["as_json"])
+
+
+@main.command()
+@click.argument("model", type=_path)
+@click.option("--data", required=True, metavar="DATA", help="Evaluation samples.")
+@click.option("--reference", type=_path, help="A model to compare with, on the same samples.")
+@_target_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_refusing
+def evaluate(model: Path, data: str, reference: Path | None, **options: Any) -> None:
+    """Score MODEL on labelled samples, with a 95 % interval."""
+    from compressor import console, questions
+
+    with console.Screen(options["as_json"]) as screen:
+        found = questions.evaluate(
+            model, data, reference=reference, target=_target(options), progress=screen.progress
+        )
+    console.print_evaluation(found, options["as_json"])
+
+
+@main.command()
+@click.argument("candidate", type=_path)
+@click.option("--reference", type=_path, required=True, help="The model to compare with.")
+@click.option("--data", metavar="DATA", help="Evaluation samples.")
+@_limit_options
+@_target_options
+@_report_options
+@_refusing
+def check(candidate: Path, reference: Path, **options: Any) -> None:
+    """The gate: judge CANDIDATE against a reference; exit 3 when a limit is broken."""
+    from compressor.compressing import check as judge
+    from compressor.console import Screen
+    from compressor.gate import broken
+
+    _check_reports(options["reports"])
+    with Screen(options["quiet"] or options["as_json"]) as screen:
+        report = judge(
+            candidate,
+            reference,
+            data=options["data"],
+            target=_target(options),
+            limits=_limits(options),
+            progress=screen.progress,
+        )
+    _finish(report, options)
+    if broken(report):
+        sys.exit(3)
+
+
+@main.command()
+@click.argument("model", type=_path)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_refusing
+def inspect(model: Path, as_json: bool) -> None:
+    """Show what is in MODEL and what can be compressed."""
+    from compressor import console, questions
+
+    console.print_inspection(questions.inspect(model), as_json)
+
+
+@main.command()
+@click.argument("name", required=False)
+@_refusing
+def passes(name: str | None) -> None:
+    """List the passes, or show one pass's page."""
+    from compressor import console, questions
+
+    if name is None:
+        console.print_overview(questions.overview())
+    else:
+        console.print_page(questions.page(name))
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_refusing
+def doctor(as_json: bool) -> None:
+    """Show versions, the providers that really load, and what to install."""
+    from compressor import console, questions
+
+    console.print_diagnosis(questions.doctor(), as_json)
+
+
+def _target(options: dict[str, Any]) -> Target:
+    from compressor.compressing import Target
+
+    given = {key: options[key] for key in ("metric", "threads", "batch", "seed")}
+    return Target(providers=options["providers"] or ("cpu",), **given)
+
+
+def _limits(options: dict[str, Any]) -> Limits:
+    from compressor.gate import Limits
+
+    return Limits(options["max_drop"], options["min_speedup"], options["min_ratio"])
+
+
+def _recipe(text: str | None) -> str | None:
+    """The pipeline text, or what is in the file behind `@`."""
+    if text is None or not text.startswith("@"):
+        return text
+    from compressor.errors import OptionError
+
+    path = Path(text[1:])
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"Recipe file {str(path)!r} cannot be read: {error}.") from error
+
+
+def _check_reports(paths: tuple[Path, ...]) -> None:
+    from compressor.report import check_suffix
+
+    for path in paths:
+        check_suffix(path)
+
+
+def _finish(report: Report, options: dict[str, Any]) -> None:
+    """Write the reports and print."""
+    from compressor import console
+
+    for path in options["reports"]:
+        report.write(path)
+    console.print_report(report, options["as_json"], options["quiet"])

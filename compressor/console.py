@@ -1,0 +1,242 @@
+"""What the terminal shows. Facts come in, rich tables and bars go out; progress goes to standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic_core import to_json
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from compressor.gate import broken
+from compressor.report import Report, drop_words, headline, rows, verdict_words
+
+if TYPE_CHECKING:
+    from compressor.latency import Latency
+    from compressor.questions import Diagnosis, Evaluation, Inspection, Page
+
+
+class _Rate(ProgressColumn):
+    """Units per second."""
+
+    def render(self, task: Task) -> Text:
+        """The rate, once known."""
+        return Text(f"{task.speed:.0f}/s" if task.speed else "")
+
+
+class Screen:
+    """Draws progress bars while it is open; `progress` is the callback for the engine."""
+
+    def __init__(self, quiet: bool) -> None:
+        console = Console(stderr=True, quiet=quiet or not sys.stderr.isatty())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeRemainingColumn(),
+        )
+        self._bars = Progress(*columns, console=console, transient=True)
+        self._task: TaskID | None = None
+        self._what = ""
+
+    def __enter__(self) -> Self:
+        """Start drawing."""
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop drawing."""
+        self._bars.stop()
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """One bar at a time: a new one when the work changes."""
+        if what != self._what or self._task is None:
+            if self._task is not None:
+                self._bars.remove_task(self._task)
+            self._task = self._bars.add_task(what, total=total or None)
+            self._what = what
+        self._bars.update(self._task, completed=done, total=total or None)
+
+
+def print_report(report: Report, as_json: bool, quiet: bool) -> None:
+    """The verdict first, then the table, what was declined, and where the file is."""
+    if as_json:
+        print(report.to_json())
+        return
+    out = _console()
+    for line in _first_lines(report):
+        out.print(line)
+    if quiet:
+        return
+    for note in report.notes:
+        out.print(f"[yellow]{escape(note)}[/yellow]")
+    table = Table("", "before", "after", "change", title=escape(report.model), title_justify="left")
+    for row in rows(report):
+        table.add_row(*(escape(cell) for cell in row))
+    out.print(table)
+    _print_steps(out, report)
+    for verdict in report.verdicts:
+        colour = "green" if verdict.held else "red"
+        out.print(
+            f"[{colour}]{verdict.limit} {verdict.wanted:g}: {verdict.measured:.4f}, {verdict_words(verdict)}[/{colour}]"
+        )
+    e = report.environment
+    out.print(f"Evaluated on {escape(report.evaluated_on)}.")
+    out.print(f"onnxruntime {e.onnxruntime}, {escape(e.cpu)}, {e.cores} cores ({', '.join(e.cpu_features)})")
+    if report.output:
+        out.print(f"Written: {escape(report.output)}")
+
+
+def print_latencies(names: Sequence[str], timed: Sequence[Latency], as_json: bool) -> None:
+    """A table per provider."""
+    if as_json:
+        _print_json({"models": list(names), "latency": list(timed)})
+        return
+    out = _console()
+    for latency in timed:
+        title = f"{latency.provider}, batch {latency.batch}, threads {latency.threads or 'all'}"
+        table = Table("model", "p50 ms", "p95 ms", "cpu ms", "speed", "95 %", "verdict", title=title)
+        ratios = (None, *latency.ratios)
+        for name, timing, ratio in zip(names, latency.timings, ratios, strict=True):
+            speed = ("1.00x", "", "reference") if ratio is None else _ratio_cells(ratio)
+            table.add_row(
+                escape(name),
+                f"{timing.wall_p50:.3f}",
+                f"{timing.wall_p95:.3f}",
+                f"{timing.cpu_p50:.3f}",
+                *speed,
+            )
+        out.print(table)
+        if latency.ratios:
+            out.print(
+                f"{latency.ratios[0].clock} time; two sessions of the first model: {latency.ratios[0].noise:.1%}"
+            )
+
+
+def print_evaluation(found: Evaluation, as_json: bool) -> None:
+    """The score and, with a reference, the drop."""
+    if as_json:
+        _print_json(found)
+        return
+    if found.score is not None:
+        s = found.score
+        print(f"{found.metric} {s.value:.4f} [{s.low:.4f}, {s.high:.4f}] (95 %, n={found.samples})")
+    else:
+        print(
+            f"No labels: {found.samples} samples ran."
+            + ("" if found.comparison else " Give --reference MODEL to compare.")
+        )
+    if found.comparison is not None:
+        print(f"Against the reference: {drop_words(found.comparison)}")
+
+
+def print_inspection(found: Inspection, as_json: bool) -> None:
+    """Inputs, operators, size, and what the passes find."""
+    if as_json:
+        _print_json(found)
+        return
+    out = _console()
+    for title, values in (("input", found.inputs), ("output", found.outputs)):
+        for name, kind in values.items():
+            out.print(f"{title} {escape(name)}: {escape(kind)}")
+    s = found.summary
+    zeros = 1 - s.nonzero / s.parameters if s.parameters else 0.0
+    macs = "unknown" if s.macs is None else f"{s.macs / 1e6:.2f} M"
+    out.print(
+        f"opset {found.opset}, {found.size.bytes / 1e6:.3f} MB, {s.parameters:,} weights, "
+        f"{zeros:.1%} zeros, MACs {macs}"
+    )
+    out.print(
+        f"quantized: {s.quantized}"
+        + (f"; the ONNX checker refuses it: {escape(found.invalid)}" if found.invalid else "")
+    )
+    table = Table("operator", "count")
+    for name, count in s.operators.items():
+        table.add_row(name, str(count))
+    out.print(table)
+    for name, what in found.compressible.items():
+        out.print(f"{name}: {escape(what)}")
+
+
+def print_overview(found: dict[str, str]) -> None:
+    """One line per pass."""
+    width = max(len(name) for name in found)
+    for name, line in found.items():
+        print(f"{name:<{width}}  {line}")
+
+
+def print_page(found: Page) -> None:
+    """A pass's page."""
+    print(f"{found.name}\n\n{found.text}\n")
+    for name, (kind, default, text) in found.options.items():
+        print(f"  {name} = {default}\n      {text} ({kind})")
+
+
+def print_diagnosis(found: Diagnosis, as_json: bool) -> None:
+    """Versions and providers."""
+    if as_json:
+        _print_json(found)
+        return
+    e = found.environment
+    print(
+        f"onnx-compressor {e.tool}, Python {e.python}, onnx {e.onnx}, onnxruntime {e.onnxruntime}, {e.system}"
+    )
+    print(f"{e.cpu}, {e.cores} cores: {', '.join(e.cpu_features) or 'features unknown'}; {found.int8}")
+    for name, reason in found.providers.items():
+        print(f"provider {name}: {'works' if reason is None else reason}")
+
+
+def _console() -> Console:
+    """Standard output; 120 columns where it is not a terminal, so that logs stay readable."""
+    return Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 120)
+
+
+def _print_json(found: object) -> None:
+    print(to_json(found, indent=2, inf_nan_mode="null").decode())
+
+
+def _first_lines(report: Report) -> list[str]:
+    failed = broken(report)
+    if not failed:
+        return [f"[bold]{escape(headline(report))}[/bold]"]
+    words = "; ".join(f"{v.limit} {v.wanted:g} is broken: {v.measured:.4f}" for v in failed)
+    first = f"[bold red]{escape(words)}[/bold red]"
+    slow = any(v.limit.startswith("min-speedup") for v in failed)
+    keep = " Give --min-speedup 0 to keep a slower model." if slow else ""
+    where = f" The candidate is in {report.output}." if report.output and "rejected" in report.output else ""
+    return [first + escape(where + keep), escape(headline(report))]
+
+
+def _print_steps(out: Console, report: Report) -> None:
+    for step in report.steps:
+        figures = ", ".join(f"{name} {_number(value)}" for name, value in step.figures.items())
+        done = f"{step.touched} changed, " if step.touched else ""
+        out.print(f"[bold]{escape(step.recipe)}[/bold]: {done}{step.seconds:.1f} s. {escape(figures)}")
+        for name, reason in step.declined.items():
+            out.print(f"  left alone: {escape(name)}: {escape(reason)}")
+
+
+def _number(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _ratio_cells(ratio: Any) -> tuple[str, str, str]:
+    return (f"{ratio.value:.2f}x", f"[{ratio.low:.2f}, {ratio.high:.2f}]", ratio.verdict)

@@ -1,0 +1,128 @@
+"""Measuring a model, and one model against another: size, outputs on samples, accuracy, latency."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from compressor import cpu
+from compressor.graph import summarize
+from compressor.latency import Latency, Protocol, measure
+from compressor.model_io import files_of, load, tool_version
+from compressor.pipeline import Progress, silent
+from compressor.prepare import normalized
+from compressor.report import Environment, Size
+from compressor.runtime import Session, Setup, runnable, version
+
+if TYPE_CHECKING:
+    from compressor.data import Samples
+
+PROTOCOL = Protocol()
+_CHUNK = 1 << 22
+
+
+def size_of(source: ir.Model | Path) -> Size:
+    """The size of a model file with its external data, or of a model in memory as it would be written."""
+    import zstandard
+
+    deflate, zstd, total = zlib.compressobj(6), zstandard.ZstdCompressor(level=3).compressobj(), 0
+    small = large = 0
+    for chunk in _chunks(source):
+        total += len(chunk)
+        small += len(deflate.compress(chunk))
+        large += len(zstd.compress(chunk))
+    small += len(deflate.flush())
+    large += len(zstd.flush())
+    facts = summarize(normalized(source if isinstance(source, ir.Model) else load(source)))
+    return Size(
+        bytes=total,
+        deflate=small,
+        zstd=large,
+        parameters=facts.parameters,
+        nonzero=facts.nonzero,
+        macs=facts.macs,
+    )
+
+
+def outputs_on(
+    model: ir.Model | Path,
+    samples: Samples,
+    setup: Setup,
+    progress: Progress = silent,
+    what: str = "evaluating",
+) -> list[np.ndarray]:
+    """The model's outputs over all samples, each concatenated to [samples, ...]; padding of a last batch is cut."""
+    session = Session(model, setup)
+    parts: list[list[np.ndarray]] = []
+    done = 0
+    for batch in samples.batches():
+        rows = len(next(iter(batch.feeds.values())))
+        made = session.run(batch.feeds)
+        parts.append(
+            [
+                np.asarray(o)[: batch.count] if np.ndim(o) and len(o) == rows else np.asarray(o)[None]
+                for o in made
+            ]
+        )
+        done += batch.count
+        progress(what, done, len(samples))
+    return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+
+def latencies(
+    models: Sequence[ir.Model | Path],
+    samples: Samples,
+    setups: Sequence[Setup],
+    batch: int,
+    progress: Progress = silent,
+) -> tuple[Latency, ...]:
+    """Interleaved latency of the models on the first `batch` samples in each setup, against the first model."""
+    first = next(iter(samples.batches(batch)))
+    feeds = {name: _rows(array, batch, len(samples)) for name, array in first.feeds.items()}
+    return tuple(measure(models, feeds, setup, PROTOCOL, progress) for setup in setups)
+
+
+def environment() -> Environment:
+    """Versions and processor, for the report."""
+    import onnx
+
+    return Environment(
+        tool=tool_version(),
+        python=sys.version.split()[0],
+        onnx=onnx.__version__,
+        onnxruntime=version(),
+        system=f"{platform.system()} {platform.machine()}",
+        cpu=cpu.model_name(),
+        cpu_features=cpu.features(),
+        cores=os.cpu_count() or 1,
+    )
+
+
+def _chunks(source: ir.Model | Path) -> Iterator[bytes]:
+    """The bytes of the model and its external data, a few MB at a time."""
+    keep = None
+    if isinstance(source, ir.Model):
+        written, keep = runnable(source)
+        if isinstance(written, bytes):
+            yield written
+            return
+        source = Path(written)
+    for file in files_of(source):
+        with file.open("rb") as handle:
+            while chunk := handle.read(_CHUNK):
+                yield chunk
+    if keep is not None:
+        keep.cleanup()
+
+
+def _rows(array: np.ndarray, batch: int, available: int) -> np.ndarray:
+    """`batch` rows, repeating when there are too few samples; a fixed batch axis keeps its own size."""
+    return array if len(array) >= batch or available >= batch else np.resize(array, (batch, *array.shape[1:]))

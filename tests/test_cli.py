@@ -1,0 +1,210 @@
+"""The command line: what it prints, what it writes, how it exits."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+
+from compressor import measurement
+from compressor.cli import main
+from compressor.latency import Protocol
+
+SAMPLES = Path(__file__).resolve().parent.parent / "sample_models"
+MLP = str(SAMPLES / "breast_cancer_mlp.onnx")
+TEST = str(SAMPLES / "breast_cancer_test.npz")
+CALIBRATION = str(SAMPLES / "breast_cancer_calibration.npz")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short timing: these tests read words and files, not speeds."""
+    monkeypatch.setattr(measurement, "PROTOCOL", Protocol(visits=5, visit_ms=0.2, sessions=1, warmup=1))
+
+
+def run(*words: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(w) for w in words])
+
+
+def test_compresses_writes_and_exits_0(tmp_path: Path) -> None:
+    out = tmp_path / "small.onnx"
+    done = run(MLP, "-o", out, "--data", TEST, "-p", "quantize-dynamic{min_elements=16}")
+    assert done.exit_code == 0, done.output
+    assert "x smaller" in done.output.splitlines()[0]
+    assert "top1" in done.output.splitlines()[0]
+    assert out.stat().st_size < Path(MLP).stat().st_size
+    metadata = {p.key: p.value for p in onnx.load(out).metadata_props}
+    assert metadata["compressor.pipeline"].startswith("quantize-dynamic{")
+    assert "compressor.version" in metadata
+
+
+def test_names_the_output_after_the_input_when_none_is_given(tmp_path: Path) -> None:
+    model = tmp_path / "net.onnx"
+    model.write_bytes(Path(MLP).read_bytes())
+    assert run(model, "-p", "quantize-weights", "--quiet").exit_code == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net.compressed.onnx", "net.onnx"]
+
+
+def test_quiet_prints_one_line(tmp_path: Path) -> None:
+    done = run(MLP, "-o", tmp_path / "o.onnx", "-p", "quantize-weights", "--data", TEST, "--quiet")
+    assert len(done.output.strip().splitlines()) == 1
+
+
+def test_json_is_the_report_and_fits_the_published_schema(tmp_path: Path) -> None:
+    done = run(MLP, "-o", tmp_path / "o.onnx", "-p", "quantize-weights", "--data", TEST, "--json")
+    published = json.loads((SAMPLES.parent / "compressor" / "report.schema.json").read_text())
+    report = json.loads(done.stdout)
+    jsonschema.validate(report, published)
+    assert report["output"] == str(tmp_path / "o.onnx")
+    assert report["after"]["bytes"] == (tmp_path / "o.onnx").stat().st_size
+
+
+def test_reports_are_written_by_suffix(tmp_path: Path) -> None:
+    json_file, markdown = tmp_path / "r.json", tmp_path / "r.md"
+    words = ("-p", "quantize-weights", "--data", TEST, "--report", json_file, "--report", markdown)
+    assert run(MLP, "-o", tmp_path / "o.onnx", *words).exit_code == 0
+    assert json.loads(json_file.read_text())["pipeline"].startswith("quantize-weights{")
+    assert "| file |" in markdown.read_text()
+
+
+def test_a_report_with_another_suffix_is_refused_before_any_work(tmp_path: Path) -> None:
+    done = run(MLP, "-o", tmp_path / "o.onnx", "--report", tmp_path / "r.txt")
+    assert (done.exit_code, list(tmp_path.iterdir())) == (1, [])
+    assert "must end in one of .json, .md" in done.output
+
+
+def test_a_broken_limit_exits_3_and_keeps_the_candidate_beside(tmp_path: Path) -> None:
+    out = tmp_path / "o.onnx"
+    done = run(MLP, "-o", out, "-p", "quantize-weights", "--data", TEST, "--min-ratio", "50")
+    assert done.exit_code == 3
+    assert "min-ratio 50 is broken" in done.output.splitlines()[0]
+    assert [p.name for p in tmp_path.iterdir()] == ["o.rejected.onnx"]
+
+
+def test_strict_writes_nothing_when_a_limit_is_broken(tmp_path: Path) -> None:
+    words = ("-p", "quantize-weights", "--min-ratio", "50", "--strict")
+    assert run(MLP, "-o", tmp_path / "o.onnx", *words).exit_code == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_slower_default_result_is_not_kept_and_the_first_line_names_the_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compressor import compressing
+    from compressor.latency import Latency, Ratio, Timing
+
+    timing = Timing(1.0, 1.0, 1.0)
+    slow = Latency("cpu", 1, 1, 5, (timing, timing), (Ratio(0.8, 0.79, 0.81, 0.01, "cpu"),))
+    monkeypatch.setattr(compressing, "latencies", lambda *_, **__: (slow,))
+    out = tmp_path / "o.onnx"
+    done = run(SAMPLES / "digits_lstm.onnx", "-o", out)
+    assert done.exit_code == 3
+    assert "--min-speedup 0" in done.output.splitlines()[0]
+    assert "o.rejected.onnx" in done.output.splitlines()[0]
+    assert not out.exists()
+    kept = run(SAMPLES / "digits_lstm.onnx", "-o", out, "--min-speedup", "0")
+    assert (kept.exit_code, out.exists()) == (0, True)
+
+
+def test_a_recipe_file_is_the_same_language(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.txt"
+    recipe.write_text("# simplify, then store weights in 8 bits\noptimize\nquantize-weights{bits=8}\n")
+    assert run(MLP, "-o", tmp_path / "o.onnx", "-p", f"@{recipe}").exit_code == 0
+
+
+def test_the_stored_recipe_repeats_the_result_to_the_byte(tmp_path: Path) -> None:
+    one, two = tmp_path / "1.onnx", tmp_path / "2.onnx"
+    words = ("--calibration", CALIBRATION, "--quiet")
+    assert run(MLP, "-o", one, "-p", "quantize-int8", *words).exit_code == 0
+    stored = {p.key: p.value for p in onnx.load(one).metadata_props}["compressor.pipeline"]
+    assert "activations='uint8'" in stored or "activations='int8'" in stored
+    assert run(MLP, "-o", two, "-p", stored, *words).exit_code == 0
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_says_that_accuracy_was_not_verified_without_data(tmp_path: Path) -> None:
+    done = run(MLP, "-o", tmp_path / "o.onnx", "-p", "quantize-weights")
+    assert "NOT verified on real data" in done.output
+
+
+def test_check_passes_and_fails(tmp_path: Path) -> None:
+    out = tmp_path / "o.onnx"
+    run(MLP, "-o", out, "-p", "quantize-weights", "--quiet")
+    gate = ("check", out, "--reference", MLP, "--data", TEST)
+    assert run(*gate, "--max-drop", "0.05").exit_code == 0
+    failed = run(*gate, "--max-drop", "0.05", "--min-ratio", "9")
+    assert (failed.exit_code, "min-ratio 9 is broken" in failed.output) == (3, True)
+
+
+def test_check_refuses_a_model_with_other_inputs() -> None:
+    done = run("check", SAMPLES / "digits_cnn.onnx", "--reference", MLP)
+    assert done.exit_code == 1
+    assert "they cannot be compared" in done.output
+
+
+def test_evaluate_scores_and_compares() -> None:
+    done = run("evaluate", MLP, "--data", TEST, "--reference", MLP)
+    assert done.exit_code == 0
+    assert done.output.startswith("top1 0.9")
+    assert "drop +0.0000" in done.output
+    assert json.loads(run("evaluate", MLP, "--data", TEST, "--json").output)["samples"] == 171
+
+
+def test_bench_times_models_side_by_side() -> None:
+    done = run("bench", MLP, MLP)
+    assert (done.exit_code, "reference" in done.output) == (0, True)
+    assert len(json.loads(run("bench", MLP, MLP, "--json").output)["latency"][0]["timings"]) == 2
+
+
+def test_inspect_tells_what_is_in_a_model() -> None:
+    done = run("inspect", SAMPLES / "digits_cnn.onnx")
+    for word in ("input image: float", "Conv", "weights", "quantize-int8:"):
+        assert word in done.output
+    assert json.loads(run("inspect", MLP, "--json").output)["summary"]["quantized"] == "none"
+
+
+def test_passes_lists_all_and_shows_one() -> None:
+    listed = run("passes").output
+    assert all(
+        name in listed for name in ("quantize-int8", "quantize-dynamic", "quantize-weights", "optimize")
+    )
+    page = run("passes", "quantize-int8").output
+    assert "calibration = 'minmax'" in page
+    assert run("passes", "quantise-int8").exit_code == 1
+
+
+def test_doctor_says_which_providers_work() -> None:
+    done = run("doctor")
+    assert (done.exit_code, "provider cpu: works" in done.output) == (0, True)
+    assert json.loads(run("doctor", "--json").output)["providers"]["cpu"] is None
+
+
+@pytest.mark.parametrize(
+    "words", [["--max-drop", "x"], ["--threads", "-1"], ["--batch", "0"], ["--nonsense"]]
+)
+def test_usage_errors_exit_2(words: list[str]) -> None:
+    assert run(MLP, *words).exit_code == 2
+
+
+def test_help_and_version() -> None:
+    assert "compress MODEL" in run("--help").output
+    assert "--calibration" in run("model", "--help").output
+    assert run("--version").exit_code == 0
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = "import sys\nfrom compressor.cli import main\ntry:\n main(['--help'])\nexcept SystemExit: pass\n"
+    code += "print([m for m in ('torch','onnxruntime','onnx','numpy','pydantic','rich') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_npz_given_by_hand_with_a_broken_metric_name(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", features=np.zeros((3, 30), np.float32), labels=np.array([0, 1, 0]))
+    done = run(MLP, "-o", tmp_path / "o.onnx", "--data", tmp_path / "d.npz", "--metric", "top2")
+    assert (done.exit_code, "top" in done.output) == (1, True)

@@ -1,0 +1,152 @@
+"""Pairs in the exact form that onnxruntime fuses: grids, bounds, names, outputs, barriers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import onnx_ir as ir
+import pytest
+
+from compressor.calibration import Range
+from compressor.placement import Selection, plan
+from compressor.qdq import Scheme, Writer, is_pooled, output_axis
+
+ONE = "(float[1,4,8,8] x) => (float[1,4,8,8] y)"
+SAME = "<pads=[1,1,1,1]>"
+W = np.random.default_rng(0).standard_normal((4, 4, 3, 3)).astype(np.float32)
+POOL = "MaxPool<kernel_shape=[3,3],pads=[1,1,1,1]>"
+
+
+def build(body: str, signature: str = ONE, **weights: Any) -> ir.Model:
+    proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]>\ng {signature}\n{{ {body} }}')
+    for name, array in weights.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
+    for node in model.graph:
+        node.name = str(node.outputs[0].name)
+    return model
+
+
+def write(model: ir.Model, ranges: dict[str, tuple[float, float]], **scheme: Any) -> ir.Model:
+    found = plan(model, Selection())
+    full = {name: Range(*ranges.get(name, (-1.0, 1.0))) for name in found.observed()}
+    Writer(model, found, full, Scheme(**scheme)).write()
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    return model
+
+
+def stored(model: ir.Model, name: str) -> np.ndarray:
+    value = model.graph.initializers[name].const_value
+    assert value is not None
+    return value.numpy()
+
+
+def test_after_a_relu_the_zero_point_is_the_lowest_code() -> None:
+    for kind, lowest in (("uint8", 0), ("int8", -128)):
+        model = write(build(f"c=Conv{SAME}(x,w) y=Relu(c)", w=W), {"y": (0.0, 5.1)}, activations=kind)
+        assert stored(model, "y_zero_point") == lowest
+        assert stored(model, "y_zero_point").dtype == kind
+        assert stored(model, "y_scale") == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize("top", [0.1, 0.3, 1.0, 3.3, 6.0, 7.7])
+def test_behind_a_clip_the_highest_level_does_not_pass_the_limit(top: float) -> None:
+    """Else onnxruntime keeps the Clip, and the convolution before it in float."""
+    limits = {"lo": np.float32(0), "hi": np.float32(top)}
+    model = write(build(f"c=Conv{SAME}(x,w) y=Clip(c,lo,hi)", w=W, **limits), {"y": (0.0, 100.0)})
+    scale = stored(model, "y_scale")
+    assert np.float32(255) * scale <= np.float32(top)
+    assert float(scale) == pytest.approx(top / 255, rel=1e-6)
+
+
+def test_a_sigmoid_uses_all_levels_for_zero_to_one() -> None:
+    model = write(build(f"c=Conv{SAME}(x,w) y=Sigmoid(c)", w=W), {"y": (-3.0, 3.0)})
+    assert (float(stored(model, "y_scale")), int(stored(model, "y_zero_point"))) == (
+        pytest.approx(1 / 255),
+        0,
+    )
+
+
+def test_a_value_on_another_values_grid_shares_its_constants() -> None:
+    model = write(build(f"c=Conv{SAME}(x,w) t=Transpose<perm=[0,1,3,2]>(c) y=Conv{SAME}(t,w)", w=W), {})
+    scales = {
+        n.inputs[1].name for n in model.graph if n.op_type == "QuantizeLinear" and n.inputs[1] is not None
+    }
+    assert scales == {"x_scale", "c_scale", "y_scale"}
+
+
+def test_one_weight_on_one_grid_is_stored_once() -> None:
+    model = write(build(f"c=Conv{SAME}(x,w) y=Conv{SAME}(c,w)", w=W), {})
+    assert [k for k in model.graph.initializers if k.startswith("w_quantized")] == ["w_quantized"]
+
+
+def test_the_dequantized_value_is_the_output_under_its_name() -> None:
+    model = write(build(f"y=Conv{SAME}(x,w)", w=W), {})
+    (output,) = model.graph.outputs
+    assert output.name == "y"
+    assert output.producer() is not None
+    assert output.producer().op_type == "DequantizeLinear"  # type: ignore[union-attr]
+    assert output.dtype == ir.DataType.FLOAT
+
+
+def test_names_that_are_taken_get_a_number() -> None:
+    body = f"y_float=Conv{SAME}(x,w) w_quantized_dequantized=Relu(y_float) x_scale=Tanh(x) "
+    body += "y=Add(w_quantized_dequantized,x_scale)"
+    model = write(build(body, w=W), {})
+    names = [v.name for n in model.graph for v in n.outputs] + list(model.graph.initializers)
+    assert len(names) == len(set(names))
+    assert "x_scale_1" in model.graph.initializers
+
+
+def test_an_integer_pad_fills_with_the_zero_point() -> None:
+    body = f"c=Conv{SAME}(x,w) t=Pad(c,p) y=Conv(t,w)"
+    model = write(build(body, w=W, p=np.int64([0, 0, 1, 1, 0, 0, 1, 1])), {"c": (-1.0, 3.0)})
+    pad = next(n for n in model.graph if n.op_type == "Pad")
+    assert [v.name for v in pad.inputs if v is not None] == ["c_quantized", "p", "c_zero_point"]
+    assert int(stored(model, "c_zero_point")) == 64
+    assert pad.outputs[0].dtype == ir.DataType.UINT8
+
+
+@pytest.mark.parametrize(("barriers", "count"), [(True, 1), (False, 0)])
+def test_a_barrier_stands_between_a_float_pool_and_its_quantizer(barriers: bool, count: int) -> None:
+    signature = "(float[1,4,8,8] x) => (float[1,4,8,8] y, float[1,4,8,8] p)"
+    model = write(build(f"t=Tanh(x) p={POOL}(t) y=Conv{SAME}(p,w)", signature, w=W), {}, barriers=barriers)
+    assert [n.op_type for n in model.graph].count("Max") == count
+    assert model.graph.outputs[1].producer().op_type == "MaxPool"  # type: ignore[union-attr]
+
+
+def test_pooled_values_are_known_behind_operators_that_move_them() -> None:
+    body = f"t=Tanh(x) p={POOL}(t) f=Flatten(p) r=Relu(f) y=Tanh(r)"
+    values = {n.op_type: n.outputs[0] for n in build(body, "(float[1,4,8,8] x) => (float[1,256] y)").graph}
+    assert [is_pooled(values[k]) for k in ("MaxPool", "Flatten", "Relu", "Tanh")] == [True, True, True, False]
+
+
+def test_the_output_axis_of_a_weight() -> None:
+    nodes = [
+        ir.node("Conv", []),
+        ir.node("Gemm", [], {"transB": 1}),
+        ir.node("Gemm", []),
+        ir.node("MatMul", []),
+    ]
+    assert [output_axis(node) for node in nodes] == [0, 0, 1, 1]
+
+
+def test_weights_of_one_scale_have_no_axis() -> None:
+    model = write(build(f"y=Conv{SAME}(x,w)", w=W), {}, per_channel=False)
+    decode = next(n for n in model.graph if n.name.startswith("w_quantized"))  # type: ignore[union-attr]
+    assert "axis" not in decode.attributes
+    assert stored(model, "w_scale").shape == ()
+
+
+@pytest.mark.parametrize(
+    ("bits", "kind", "low", "high"), [(8, "int8", -127, 127), (7, "int8", -63, 63), (8, "uint8", 1, 255)]
+)
+def test_weight_codes_use_their_whole_range_and_no_more(bits: int, kind: str, low: int, high: int) -> None:
+    codes = stored(write(build(f"y=Conv{SAME}(x,w)", w=W), {}, bits=bits, weights=kind), "w_quantized")
+    middle = 128 if kind == "uint8" else 0
+    assert codes.min() >= low
+    assert codes.max() <= high
+    assert np.abs(codes.astype(int) - middle).reshape(4, -1).max(axis=1).tolist() == [high - middle] * 4
