@@ -17,7 +17,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from math import gcd
+from math import gcd, isfinite
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 import numpy as np
@@ -36,7 +36,7 @@ BUDGET = 2048
 """Elements of one sample that go into a histogram."""
 BINS = 4096
 """Histogram bins on each side of zero."""
-_BATCH_BYTES = 6_000_000
+_BATCH_BYTES = 8_000_000
 """Watched values of one run: what a processor cache holds, since each is read again right after the run."""
 _NARROWEST = 0.01
 _COARSE, _FINE = 15, 12
@@ -209,6 +209,7 @@ def calibrate(
         ModelError: a tensor becomes NaN or infinite; names it and the samples.
     """
     wanted = list(dict.fromkeys(tensors))
+    floored = _never_negative(model)
     inputs = {v.name for v in model.graph.inputs}
     probed = [name for name in wanted if name not in inputs]
     session = Session(_probe(model, probed), Setup(threads=context.threads)) if probed else None
@@ -220,7 +221,9 @@ def calibrate(
         for name in wanted:
             array = values[name]
             whole = array.ndim and array.shape[0] == next(iter(batch.feeds.values())).shape[0]
-            _watch(name, array[: batch.count] if whole else array, observers[name], seen)
+            array = array[: batch.count] if whole else array
+            if array.size:
+                observers[name].observe(array, _extremes(name, array, seen, name in floored))
         seen += batch.count
         context.progress("calibrating", seen, len(samples))
     return {name: observers[name].range() for name in wanted}
@@ -231,18 +234,22 @@ def extremes_of(batch: np.ndarray) -> Range:
     return Range(float(batch.min()), float(batch.max()))
 
 
-def _watch(name: str, array: np.ndarray, watcher: Observer, seen: int) -> None:
-    if not array.size:
-        return
-    extremes = extremes_of(array)
-    if not np.isfinite(extremes).all():
-        rows = np.atleast_1d(array)
-        bad = np.flatnonzero(~np.isfinite(rows.reshape(len(rows), -1)).all(axis=1))[:5] + seen
-        raise ModelError(
-            f"Value {name!r} becomes NaN or infinite on calibration samples {bad.tolist()}; "
-            "quantize without it or mend the samples."
-        )
-    watcher.observe(array, extremes)
+def _never_negative(model: ir.Model) -> set[str | None]:
+    """Values behind Relu, Sigmoid or Softmax: zero is in every grid, so their smallest value need not be looked for."""
+    return {n.outputs[0].name for n in model.graph if n.op_type in ("Relu", "Sigmoid", "Softmax")}
+
+
+def _extremes(name: str, array: np.ndarray, seen: int, floored: bool) -> Range:
+    """The extremes of a batch; ModelError when it holds NaN or infinity."""
+    found = Range(0.0, float(array.max())) if floored else extremes_of(array)
+    if isfinite(found.low) and isfinite(found.high):
+        return found
+    rows = np.atleast_1d(array)
+    bad = np.flatnonzero(~np.isfinite(rows.reshape(len(rows), -1)).all(axis=1))[:5] + seen
+    raise ModelError(
+        f"Value {name!r} becomes NaN or infinite on calibration samples {bad.tolist()}; "
+        "quantize without it or mend the samples."
+    )
 
 
 def _probe(model: ir.Model, tensors: list[str]) -> ir.Model:
