@@ -51,8 +51,9 @@ def planned(model: str):
 
 def ratios(model: str, samples: str) -> None:
     """One line per method: calibration time / inference time."""
-    from compressor.calibration import calibrate, observer
+    from compressor.calibration import calibrate
     from compressor.data import open_samples
+    from compressor.observers import observer
     from compressor.pipeline import Context
     from compressor.runtime import Session, Setup
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from compressor.calibration import Observer, Range
+from compressor.clipping import Range
+from compressor.observers import Observer
 
 POSITIONS = 64
 """How many positions of a channel's map are averaged in one sample, evenly strided."""
@@ -24,7 +25,7 @@ class WithMean(Observer):
 
     Of a map, `POSITIONS` positions are averaged: looking at all would cost as much as the extremes.
 
-    >>> from compressor.calibration import MinMax
+    >>> from compressor.observers import MinMax
     >>> seen = WithMean(MinMax()); seen.observe(np.array([[1.0, 2.0], [3.0, 2.0]])); seen.mean()
     array([2., 2.])
     """

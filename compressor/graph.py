@@ -144,18 +144,27 @@ def summarize(model: ir.Model) -> Summary:
 
 
 def weight_values(model: ir.Model) -> list[ir.Value]:
-    """Constants of a float or small integer type with two elements or more that are read; a shared one once."""
+    """Constants of a float or small integer type with two elements or more that are read; a shared one once.
+
+    Scales and zero points of quantized values do not count.
+    """
     found: list[ir.Value] = []
     for graph in model.graphs():
         for value in graph.initializers.values():
             tensor = value.const_value
-            if tensor is not None and value.uses() and _is_weight(tensor):
+            if tensor is not None and _is_weight(tensor) and not _only_scales(value):
                 found.append(value)
         for node in graph:
             held = _tensor(node.outputs[0]) if node.op_type == "Constant" else None
             if held is not None and _is_weight(held):
                 found.append(node.outputs[0])
     return found
+
+
+def _only_scales(value: ir.Value) -> bool:
+    """True for a constant that is read by no node, or only as a scale or zero point."""
+    linear = ("QuantizeLinear", "DequantizeLinear")
+    return all(use.idx > 0 and use.node.op_type in linear for use in value.uses())
 
 
 def _is_weight(tensor: ir.TensorProtocol) -> bool:

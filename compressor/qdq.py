@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from compressor import quantization as q
 from compressor.bias_correction import shift
-from compressor.calibration import Range
+from compressor.clipping import Range
 from compressor.graph import attribute, constant, new_initializer, remove_dead
 from compressor.packing import names_of
 from compressor.placement import Plan

@@ -36,7 +36,8 @@ def activation_grid(low: float, high: float, kind: Kind = "uint8", symmetric: bo
     A range of zero width gets scale 1. Symmetric: int8 uses [-127, 127] with zero point 0, uint8 zero point 128
     (0 when nothing is negative).
 
-    >>> g = activation_grid(0.0, 2.55); float(g.scale.round(4)), int(g.zero_point)
+    >>> grid = activation_grid(0.0, 2.55)
+    >>> round(float(grid.scale), 4), int(grid.zero_point)
     (0.01, 0)
     """
     low, high = min(low, 0.0), max(high, 0.0)

@@ -12,11 +12,13 @@ from pydantic import Field
 
 from compressor import cpu
 from compressor.bias_correction import WithMean
-from compressor.calibration import Method, Observer, Range, calibrate, observer
+from compressor.calibration import calibrate
+from compressor.clipping import Range
 from compressor.errors import DataError, OptionError, did_you_mean
 from compressor.fusion import kernels
 from compressor.graph import nodes, quantization_of, rank, sole_consumer
 from compressor.integer_io import store
+from compressor.observers import Method, Observer, observer
 from compressor.pipeline import Change, Context, Pass
 from compressor.placement import OPERATORS, Plan, Selection, plan, refusal
 from compressor.prepare import adopt

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from numpy.lib.stride_tricks import sliding_window_view
 
 from compressor.bias_correction import WithMean, shift
-from compressor.calibration import Histogram, MinMax, Range
+from compressor.clipping import Range
+from compressor.observers import Histogram, MinMax
 
 
 @given(st.integers(0, 2**31), st.integers(0, 9))

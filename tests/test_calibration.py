@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from compressor import calibration
-from compressor.calibration import BINS, Histogram, MinMax, MovingAverage, Observer, calibrate, observer
+from compressor.calibration import calibrate
 from compressor.data import open_samples
 from compressor.errors import ModelError
+from compressor.observers import BINS, BUDGET, Histogram, MinMax, MovingAverage, Observer, observer
 from compressor.pipeline import Context
 
 HISTOGRAMS = ["percentile", "entropy", "mse"]
@@ -83,7 +84,7 @@ def test_a_moving_average_is_the_recurrence_of_its_definition() -> None:
 
 @pytest.mark.parametrize("percentile", [90.0, 99.0, 99.9])
 def test_a_percentile_is_within_a_bin_of_numpys(percentile: float) -> None:
-    data = RNG.normal(size=(50, calibration.BUDGET)).astype(np.float32)
+    data = RNG.normal(size=(50, BUDGET)).astype(np.float32)
     low, high = watched("percentile", [data], percentile=percentile).range()
     # bins of 2^exponent / BINS; numpy interpolates between neighbours, which lie within one bin here
     width = 2.0 ** np.ceil(np.log2(np.abs(data).max())) / BINS
@@ -111,21 +112,21 @@ def test_mse_is_within_two_percent_of_the_best_threshold(shape: str) -> None:
 
 
 def test_entropy_clips_a_far_outlier() -> None:
-    data = RNG.normal(size=(50, calibration.BUDGET)).astype(np.float32)
+    data = RNG.normal(size=(50, BUDGET)).astype(np.float32)
     data[7, 0] = 100.0
     assert watched("entropy", [data]).range().high < 20
     assert watched("minmax", [data]).range().high == 100.0
 
 
 def test_entropy_keeps_a_uniform_range() -> None:
-    data = RNG.uniform(-1, 1, size=(50, calibration.BUDGET)).astype(np.float32)
+    data = RNG.uniform(-1, 1, size=(50, BUDGET)).astype(np.float32)
     low, high = watched("entropy", [data]).range()
     assert low < -0.95
     assert high > 0.95
 
 
 def test_entropy_keeps_most_of_a_relu() -> None:
-    data = np.maximum(RNG.normal(size=(50, calibration.BUDGET)), 0).astype(np.float32)
+    data = np.maximum(RNG.normal(size=(50, BUDGET)), 0).astype(np.float32)
     assert watched("entropy", [data]).range().high > 2.0  # two sigmas hold 95 % of what is not zero
 
 

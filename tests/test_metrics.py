@@ -502,3 +502,11 @@ def test_importing_the_metrics_loads_neither_scikit_learn_nor_scipy() -> None:
     code = "import sys, compressor.metrics; sys.exit(bool({'sklearn', 'scipy'} & set(sys.modules)))"
     root = Path(metrics.__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+def test_unit_vectors_are_compared_by_cosine_and_not_as_classes() -> None:
+    rows = np.random.default_rng(0).normal(size=(50, 16))
+    unit = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    assert "top1" not in metrics.agreement([unit], [unit])
+    assert "top1" in metrics.agreement([rows], [rows])
+    assert metrics.compare(None, [unit], [-unit], None).drop.value == pytest.approx(2.0)

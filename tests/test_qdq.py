@@ -10,7 +10,7 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
-from compressor.calibration import Range
+from compressor.clipping import Range
 from compressor.placement import Selection, plan
 from compressor.qdq import Scheme, Writer, is_pooled, output_axis
 

@@ -54,6 +54,14 @@ def are_classes(output: Array) -> bool:
     return wide or (output.dtype.kind in "biu" and output.size == len(output))
 
 
+def are_embeddings(output: Array) -> bool:
+    """Whether the rows of a float output [samples, C] look like unit vectors, which class scores do not."""
+    if output.ndim != 2 or output.dtype.kind != "f" or not output.size or output.min() >= 0:
+        return False
+    lengths = np.linalg.norm(output.astype(np.float64), axis=1)
+    return bool(np.all(np.abs(lengths - 1) < 1e-2))
+
+
 def predictions(output: Array, original: Array) -> Array:
     """The class of every sample [n]; the threshold of one column is decided by the original's range."""
     if output.ndim == 2 and output.shape[1] >= 2:

@@ -12,8 +12,8 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from compressor.calibration import observer
 from compressor.data import open_samples
+from compressor.observers import observer
 from compressor.pipeline import Change, Context, Pipeline
 from compressor.runtime import Session, Setup, optimized_graph
 from passes.quantize_int8 import QuantizeInt8
