@@ -11,8 +11,6 @@ Values are Python literals; a bare word is a string. In a recipe file passes may
 
 from __future__ import annotations
 
-import ast
-import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +23,7 @@ import onnx_ir as ir
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from compressor.errors import DataError, OptionError, did_you_mean
+from compressor.language import read
 
 if TYPE_CHECKING:
     from compressor.data import Samples
@@ -132,7 +131,7 @@ class Pipeline:
         """The pipeline written in `text`; OptionError points at what cannot be read."""
         from compressor.discover import find
 
-        return cls(*(find(name)(**options) for name, options in _read(text)))
+        return cls(*(find(name)(**options) for name, options in read(text)))
 
     def __str__(self) -> str:
         """The text form."""
@@ -230,95 +229,3 @@ def _explain(cls: type[Pass], error: ValidationError) -> str:
 
 def _said(message: str) -> str:
     return message.removeprefix("Value error, ").removeprefix("Input should be ").rstrip(".")
-
-
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
-_GAP = re.compile(r"(?:[\s,]|#[^\n]*)*")
-_VALUE = re.compile(r"""(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^\s,{}'"#])+""")
-
-
-def _read(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(name, options) of each pass in the text form."""
-    at = _skip(text, 0)
-    while at < len(text):
-        name, at = _word(text, at, "a pass name")
-        options: dict[str, Any] = {}
-        at = _skip(text, at)
-        if text[at : at + 1] == "{":
-            at = _skip(text, at + 1)
-            while text[at : at + 1] != "}":
-                key, at = _word(text, at, f"an option of {name}, or '}}'")
-                if text[at : at + 1] != "=":
-                    raise OptionError(f"Pipeline: expected '=' after {key!r} {_where(text, at)}.")
-                if key in options:
-                    raise OptionError(
-                        f"Pipeline: option {key!r} of {name} is given twice {_where(text, at)}."
-                    )
-                options[key], at = _literal(text, at + 1)
-                at = _skip(text, at)
-            at = _skip(text, at + 1)
-        yield name, options
-
-
-def _skip(text: str, at: int) -> int:
-    match = _GAP.match(text, at)
-    return match.end() if match else at
-
-
-def _word(text: str, at: int, wanted: str) -> tuple[str, int]:
-    match = _NAME.match(text, at)
-    if not match:
-        raise OptionError(f"Pipeline: expected {wanted} {_where(text, at)}.")
-    return match.group(), match.end()
-
-
-def _literal(text: str, at: int) -> tuple[Any, int]:
-    """A Python literal or a bare word; brackets may contain spaces and commas."""
-    if text[at : at + 1] in ("[", "("):
-        end = _closing(text, at)
-    else:
-        match = _VALUE.match(text, at)
-        end = match.end() if match else at
-    word = text[at:end]
-    if text[end : end + 1] in ("'", '"'):
-        raise OptionError(f"Pipeline: the quote is not closed {_where(text, end)}.")
-    if not word:
-        raise OptionError(f"Pipeline: expected a value {_where(text, at)}.")
-    if _NAME.fullmatch(word) and word not in ("True", "False", "None"):
-        return word, end
-    try:
-        value = ast.literal_eval(word)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        raise OptionError(
-            f"Pipeline: {word!r} is not a Python literal {_where(text, at)}. Put text in quotes."
-        ) from None
-    return (tuple(value) if isinstance(value, list) else value), end
-
-
-def _closing(text: str, at: int) -> int:
-    """The position after the bracket that closes the one at `at`, quotes respected."""
-    depth, quote, escaped = 0, "", False
-    for end in range(at, len(text)):
-        c = text[end]
-        if escaped:
-            escaped = False
-        elif quote:
-            escaped, quote = c == "\\", "" if c == quote else quote
-        elif c in "'\"":
-            quote = c
-        elif c in "[(":
-            depth += 1
-        elif c in "])":
-            depth -= 1
-            if not depth:
-                return end + 1
-    raise OptionError(f"Pipeline: the bracket is not closed {_where(text, at)}.")
-
-
-def _where(text: str, at: int) -> str:
-    """The place in words: line, when there are several, column, and the text that follows or went before."""
-    rest = text[at:].split("\n", 1)[0]
-    if not rest:
-        return f"at the end of {text[:at][-30:]!r}"
-    line = f"line {text.count(chr(10), 0, at) + 1}, " if "\n" in text else ""
-    return f"at {line}column {at - text.rfind(chr(10), 0, at)}, before {rest[:30]!r}"

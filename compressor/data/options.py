@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from compressor.errors import OptionError, did_you_mean
-from compressor.pipeline import _literal, _skip, _word
+from compressor.language import literal, skip, word
 
 Layout = Literal["nhwc->nchw", "nchw->nhwc", "nhw->nchw", "nhw->nhwc"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
@@ -146,13 +146,13 @@ def split_argument(text: str) -> tuple[str, dict[str, object]]:
 def _options(block: str) -> dict[str, Any]:
     """The `key=value ...` between the braces."""
     options: dict[str, Any] = {}
-    at = _skip(block, 0)
+    at = skip(block, 0)
     while at < len(block):
-        key, at = _word(block, at, "an option")
+        key, at = word(block, at, "an option")
         if block[at : at + 1] != "=":
             raise OptionError(f"expected '=' after {key!r}.")
         if key in options:
             raise OptionError(f"option {key!r} is given twice.")
-        options[key], at = _literal(block, at + 1)
-        at = _skip(block, at)
+        options[key], at = literal(block, at + 1)
+        at = skip(block, at)
     return options
