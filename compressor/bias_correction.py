@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from compressor.clipping import Range
-from compressor.observers import Observer
+from compressor.observers import Observer, stride
 
 POSITIONS = 64
 """How many positions of a channel's map are averaged in one sample, evenly strided."""
@@ -41,7 +41,7 @@ class WithMean(Observer):
         if batch.ndim < 2:
             batch = batch.reshape(1, -1)
         channels = batch.reshape(len(batch), batch.shape[1], -1)
-        channels = channels[:, :, :: -(-channels.shape[2] // POSITIONS)]
+        channels = channels[:, :, :: stride(channels.shape[2], POSITIONS)]
         total = channels.sum(axis=2).sum(axis=0, dtype=np.float64)
         self.total = total + self.total if self.count else total
         self.count += len(batch) * channels.shape[2]

@@ -54,7 +54,7 @@ def calibrate(
             values |= dict(zip(session.outputs, session.run(batch.feeds), strict=True))
         for name in wanted:
             array = values[name]
-            whole = array.ndim and array.shape[0] == next(iter(batch.feeds.values())).shape[0]
+            whole = array.ndim and array.shape[0] == samples.rows(batch.feeds)
             array = array[: batch.count] if whole else array
             if array.size:
                 observers[name].observe(array, _extremes(name, array, seen, name in floored))
@@ -99,5 +99,5 @@ def _batch_size(session: Session | None, samples: Samples) -> int | None:
     if session is None:
         return None
     first = next(iter(samples.take(1).batches()))
-    size = sum(o.nbytes for o in session.run(first.feeds)) / max(1, len(next(iter(first.feeds.values()))))
+    size = sum(o.nbytes for o in session.run(first.feeds)) / max(1, samples.rows(first.feeds))
     return int(np.clip(_BATCH_BYTES / max(size, 1.0), 1, 32))

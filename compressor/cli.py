@@ -159,11 +159,13 @@ def compress_model(model: Path, output: Path | None, **options: Any) -> None:
     from compressor.compressing import compress
     from compressor.console import Screen
     from compressor.gate import broken
-    from compressor.model_io import check_target, files_of
+    from compressor.model_io import check_target, files_of, is_ours
 
+    files_of(model)
     target_file = output or model.with_name(f"{model.stem}.compressed.onnx")
     rejected = target_file.with_name(f"{target_file.stem}.rejected.onnx")
     check_target(target_file, files_of(model), options["force"])
+    check_target(rejected, files_of(model), options["force"] or is_ours(rejected))
     _check_reports(options["reports"])
     with Screen(options["quiet"] or options["as_json"]) as screen:
         result = compress(
@@ -178,8 +180,12 @@ def compress_model(model: Path, output: Path | None, **options: Any) -> None:
         failed = broken(result.report)
         place = None if failed and options["strict"] else rejected if failed else target_file
         if place is not None:
-            result.save(place, force=options["force"] or bool(failed))
-    report = result.report.model_copy(update={"output": str(place) if place else None})
+            written = result.save(place, force=options["force"] or bool(failed))
+            size = sum(file.stat().st_size for file in written)
+    report = result.report
+    if place is not None:
+        after = report.after.model_copy(update={"bytes": size})
+        report = report.model_copy(update={"output": str(place), "after": after})
     _finish(report, options)
     if failed:
         sys.exit(3)

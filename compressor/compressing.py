@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ from compressor.model_io import (
     save,
     tool_version,
 )
-from compressor.pipeline import Change, Compressed, Context, Pipeline, Progress, silent
+from compressor.pipeline import Change, Compressed, Context, Pass, Pipeline, Progress, silent
 from compressor.report import Report, Step
 from compressor.runtime import Session, Setup, require_provider, short_name
 from compressor.statistics import Interval
@@ -54,7 +54,7 @@ class Target:
         seed: for everything that is drawn.
     """
 
-    providers: tuple[str, ...] = ("cpu",)
+    providers: tuple[str, ...] | str = ("cpu",)
     threads: int = 1
     batch: int = 1
     metric: str | None = None
@@ -62,6 +62,8 @@ class Target:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured."""
+        if isinstance(self.providers, str):
+            object.__setattr__(self, "providers", (self.providers,))
         if not self.providers:
             raise OptionError("providers: at least one is needed.")
         if self.threads < 0 or self.batch < 1:
@@ -110,7 +112,7 @@ class Result:
 
 def compress(
     model: ModelLike,
-    pipeline: Pipeline | str | None = None,
+    pipeline: Pipeline | Pass | Sequence[Pass] | str | None = None,
     *,
     calibration: DataLike | None = None,
     data: DataLike | None = None,
@@ -122,7 +124,8 @@ def compress(
 
     Args:
         model: a path, an onnx_ir.Model or a ModelProto; stays as it was.
-        pipeline: passes or their text form; None chooses by model and data, and then the result must not be slower.
+        pipeline: a pipeline, a pass, several, or their text form; None chooses by model and data, and then the
+            result must not be slower.
         calibration: samples that activation ranges are taken from; no labels needed.
         data: evaluation samples; with labels the metric is computed, without it is agreement with the original.
         target: providers, threads, batch and metric of the measurement.
@@ -133,6 +136,8 @@ def compress(
         ModelError, DataError, OptionError: before any pass has run, when something does not fit.
     """
     where = target or Target()
+    wanted = limits or Limits()
+    _require_data(data, where, wanted)
     original = load(model)
     _require_runs(original, where)
     calibrating = _opened(calibration, original, "calibration")
@@ -146,11 +151,10 @@ def compress(
         notes.append(f"Default pipeline {choice.recipe}: {choice.reason}.")
     if calibrating is None and evaluating is None:
         _made_up(original, where.seed)
-    chosen = Pipeline.parse(pipeline) if isinstance(pipeline, str) else pipeline
+    chosen = as_pipeline(pipeline)
     context = Context(
         calibration=calibrating,
         data=evaluating,
-        metric=where.metric,
         original=original,
         provider=short_name(where.providers[0]),
         seed=where.seed,
@@ -161,11 +165,12 @@ def compress(
         chosen = Pipeline.parse(FALLBACK.recipe)
         notes.append(f"Nothing for it to do; {FALLBACK.recipe} instead: {FALLBACK.reason}.")
         made = chosen.run(original, context)
-    if not asked and not _changed(made):
-        raise ModelError(_why_not(made))
-    wanted = limits or Limits()
+    if not _changed(made):
+        if not asked:
+            raise ModelError(_why_not(made))
+        notes.append("The pipeline changed nothing in this model.")
     if not asked and wanted.min_speedup is None:
-        wanted = replace(wanted, min_speedup=1.0)
+        wanted = replace(wanted, not_slower=True)
     path = Path(model) if isinstance(model, (str, os.PathLike)) else None
     report = _measured(path or original, made, context, where, notes)
     report = report.model_copy(update={"verdicts": judge(report, wanted)})
@@ -189,18 +194,20 @@ def check(
 ) -> Report:
     """Measure a candidate against a reference and judge it; the gate of a CI job. `raise_for_limits` raises."""
     where = target or Target()
+    wanted = limits or Limits()
+    _require_data(data, where, wanted)
     old, new = load(reference), load(candidate)
     samples = _opened(data, old, "data")
-    _same_interface(old, new)
+    require_same_interface(old, new)
     _check_labels(samples, old, where)
-    context = Context(data=samples, metric=where.metric, original=old, seed=where.seed, progress=progress)
+    context = Context(data=samples, original=old, seed=where.seed, progress=progress)
     recipe = new.metadata_props.get(PIPELINE_KEY, "")
     source = Path(reference) if isinstance(reference, (str, os.PathLike)) else old
     made = Compressed(new, Pipeline(), ())
     report = _measured(source, made, context, where, [])
-    update: dict[str, object] = {"verdicts": judge(report, limits or Limits()), "pipeline": recipe}
+    update: dict[str, object] = {"verdicts": judge(report, wanted), "pipeline": recipe}
     if isinstance(candidate, (str, os.PathLike)):
-        update |= {"after": size_of(Path(candidate)), "output": str(candidate)}
+        update["after"] = size_of(Path(candidate))
     return report.model_copy(update=update)
 
 
@@ -209,8 +216,8 @@ def _measured(
 ) -> Report:
     """Size, accuracy and latency of the original and of the result."""
     original = context.original if context.original is not None else load(source)
-    real = context.data or context.calibration
-    samples = real or _made_up(original, where.seed)
+    real = context.data if context.data is not None else context.calibration
+    samples = _made_up(original, where.seed) if real is None else real
     accuracy, agreement, on = _accuracy(original, made.model, samples, context, where)
     if real is None:
         notes = [
@@ -222,7 +229,16 @@ def _measured(
             *notes,
             "Accuracy was compared on the calibration samples, which flatters it. Give --data FILE.",
         ]
-    timed = latencies([original, made.model], samples, where.setups(), where.batch, context.progress)
+    if accuracy.verified == "agreement" and context.data is not None:
+        notes = [
+            *notes,
+            "The evaluation samples have no labels: compared is the agreement with the original.",
+        ]
+    timed = latencies(
+        [original, made.model], samples, where.setups(), where.batch, context.progress, where.seed
+    )
+    if any(latency.batch != where.batch for latency in timed):
+        notes = [*notes, f"The model fixes its batch axis: timed with {timed[0].batch}, not {where.batch}."]
     return Report(
         model=str(source) if isinstance(source, Path) else str(original.graph.name or "model"),
         output=None,
@@ -232,6 +248,7 @@ def _measured(
         accuracy=accuracy,
         agreement=agreement,
         evaluated_on=on,
+        made_up=real is None,
         latency=timed,
         steps=tuple(_step(change) for change in made.changes),
         notes=tuple(notes),
@@ -275,6 +292,29 @@ def _opened(data: DataLike | None, model: ir.Model, what: str) -> Samples | None
     return samples
 
 
+def as_pipeline(given: Pipeline | Pass | Sequence[Pass] | str) -> Pipeline:
+    """A pipeline from whatever describes one; OptionError when it has no pass."""
+    if isinstance(given, str):
+        found = Pipeline.parse(given)
+    elif isinstance(given, Pipeline):
+        found = given
+    else:
+        passes = (given,) if isinstance(given, Pass) else tuple(given)
+        if wrong := next((p for p in passes if not isinstance(p, Pass)), None):
+            raise OptionError(f"A pipeline is made of passes or is a text, got {wrong!r} in it.")
+        found = Pipeline(*passes)
+    if not len(found):
+        raise OptionError("The pipeline is empty. `compress passes` lists the passes.")
+    return found
+
+
+def _require_data(data: DataLike | None, where: Target, limits: Limits) -> None:
+    """Fail when what is asked for cannot be told without evaluation samples."""
+    asked = "max-drop" if limits.max_drop is not None else "metric" if where.metric is not None else None
+    if data is None and asked:
+        raise DataError(f"{asked} needs evaluation samples. Give --data FILE.npz, or data=... in Python.")
+
+
 def _require_runs(model: ir.Model, where: Target) -> None:
     """Fail before any work when onnxruntime cannot load the model on a provider that will be measured."""
     for setup in where.setups():
@@ -304,7 +344,8 @@ def _why_not(made: Compressed) -> str:
     return f"Nothing in this model could be compressed.{because} `compress inspect` shows what is in it."
 
 
-def _same_interface(old: ir.Model, new: ir.Model) -> None:
+def require_same_interface(old: ir.Model, new: ir.Model) -> None:
+    """Raise ModelError unless both models have inputs and outputs of the same names."""
     for kind, a, b in (
         ("inputs", old.graph.inputs, new.graph.inputs),
         ("outputs", old.graph.outputs, new.graph.outputs),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from types import TracebackType
@@ -24,11 +25,19 @@ from rich.table import Table
 from rich.text import Text
 
 from compressor.gate import broken
-from compressor.report import Report, drop_words, headline, rows, verdict_words
+from compressor.report import Report, Verdict, drop_words, headline, rows, verdict_words
 
 if TYPE_CHECKING:
     from compressor.latency import Latency
     from compressor.questions import Diagnosis, Evaluation, Inspection, Page
+
+
+class _Output(Console):
+    """Standard output; a reader that went away (`| head -1`) takes nothing from what was done."""
+
+    def on_broken_pipe(self) -> None:
+        """Write no more, and end without an error of the interpreter's own."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Rate(ProgressColumn):
@@ -96,7 +105,7 @@ def print_report(report: Report, as_json: bool, quiet: bool) -> None:
     for verdict in report.verdicts:
         colour = "green" if verdict.held else "red"
         out.print(
-            f"[{colour}]{verdict.limit} {verdict.wanted:g}: {verdict.measured:.4f}, {verdict_words(verdict)}[/{colour}]"
+            f"[{colour}]{_limit_words(verdict)}: {verdict.measured:.4f}, {verdict_words(verdict)}[/{colour}]"
         )
     e = report.environment
     out.print(f"Evaluated on {escape(report.evaluated_on)}.")
@@ -206,7 +215,9 @@ def print_diagnosis(found: Diagnosis, as_json: bool) -> None:
 
 def _console() -> Console:
     """Standard output; 120 columns where it is not a terminal, so that logs stay readable."""
-    return Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 120)
+    closed = sys.stdout is None  # `>&-`
+    out = open(os.devnull, "w") if closed else sys.stdout  # noqa: SIM115
+    return _Output(file=out, soft_wrap=True, highlight=False, width=None if out.isatty() else 120)
 
 
 def _print_json(found: object) -> None:
@@ -217,12 +228,16 @@ def _first_lines(report: Report) -> list[str]:
     failed = broken(report)
     if not failed:
         return [f"[bold]{escape(headline(report))}[/bold]"]
-    words = "; ".join(f"{v.limit} {v.wanted:g} is broken: {v.measured:.4f}" for v in failed)
+    words = "; ".join(f"{_limit_words(v)} is broken: {v.measured:.4f}" for v in failed)
     first = f"[bold red]{escape(words)}[/bold red]"
-    slow = any(v.limit.startswith("min-speedup") for v in failed)
+    slow = any(v.limit.startswith("not slower") for v in failed)
     keep = " Give --min-speedup 0 to keep a slower model." if slow else ""
-    where = f" The candidate is in {report.output}." if report.output and "rejected" in report.output else ""
-    return [first + escape(where + keep), escape(headline(report))]
+    where = f" The candidate is in {report.output}." if report.output else ""
+    return [f"{first}." + escape(where + keep), escape(headline(report))]
+
+
+def _limit_words(verdict: Verdict) -> str:
+    return verdict.limit if verdict.limit.startswith("not slower") else f"{verdict.limit} {verdict.wanted:g}"
 
 
 def _print_steps(out: Console, report: Report) -> None:

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import onnx_ir as ir
 
 from compressor.errors import ModelError
-from compressor.graph import constant, nodes, summarize
+from compressor.graph import constant, nodes
 from compressor.prepare import normalized
+from compressor.summary import summarize
 
 
 class Choice(NamedTuple):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -116,98 +114,3 @@ def remove_dead(model: ir.Model) -> None:
     import onnx_ir.passes.common as common
 
     common.RemoveUnusedNodesPass()(model)
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Counts over a model. MACs are multiply-accumulates for one sample; None when shapes are unknown."""
-
-    operators: dict[str, int]
-    parameters: int
-    nonzero: int
-    macs: int | None
-    quantized: str
-
-
-def summarize(model: ir.Model) -> Summary:
-    """Operators, elements of float or small integer constants, the non-zero ones, MACs, kind of quantization."""
-    operators = Counter(node.op_type for node in nodes(model))
-    parameters = nonzero = 0
-    for weight in weight_values(model):
-        array = constant(weight)
-        if array is not None:
-            parameters += array.size
-            nonzero += int(np.count_nonzero(array))
-    return Summary(
-        dict(operators.most_common()), parameters, nonzero, macs(model), quantization_of(operators)
-    )
-
-
-def weight_values(model: ir.Model) -> list[ir.Value]:
-    """Constants of a float or small integer type with two elements or more that are read; a shared one once.
-
-    Scales and zero points of quantized values do not count.
-    """
-    found: list[ir.Value] = []
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            tensor = value.const_value
-            if tensor is not None and _is_weight(tensor) and not _only_scales(value):
-                found.append(value)
-        for node in graph:
-            held = _tensor(node.outputs[0]) if node.op_type == "Constant" else None
-            if held is not None and _is_weight(held):
-                found.append(node.outputs[0])
-    return found
-
-
-def _only_scales(value: ir.Value) -> bool:
-    """True for a constant that is read by no node, or only as a scale or zero point."""
-    linear = ("QuantizeLinear", "DequantizeLinear")
-    return all(use.idx > 0 and use.node.op_type in linear for use in value.uses())
-
-
-def _is_weight(tensor: ir.TensorProtocol) -> bool:
-    return tensor.dtype in (*FLOATS, *SMALL_INTEGERS) and tensor.size >= 2
-
-
-def quantization_of(operators: Counter[str]) -> str:
-    """'none', 'static', 'dynamic' or 'weights', judged from the operators present."""
-    if operators["QuantizeLinear"] or any(op.startswith("QLinear") for op in operators):
-        return "static"
-    if operators["DynamicQuantizeLinear"] or operators["DynamicQuantizeLSTM"] or operators["QAttention"]:
-        return "dynamic"
-    return "weights" if operators["DequantizeLinear"] or operators["MatMulNBits"] else "none"
-
-
-def macs(model: ir.Model) -> int | None:
-    """Multiply-accumulates of Conv, ConvTranspose, Gemm and MatMul for one sample; dynamic axes other than
-    the batch count as 1. None when a shape that is needed is unknown."""
-    total = 0
-    for node in model.graph:
-        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or node.domain not in (
-            "",
-            "ai.onnx",
-        ):
-            continue
-        count = _node_macs(node)
-        if count is None:
-            return None
-        total += count
-    return total
-
-
-def _node_macs(node: ir.Node) -> int | None:
-    left, right, out = node.inputs[0], node.inputs[1], node.outputs[0]
-    if left is None or right is None or left.shape is None or right.shape is None or out.shape is None:
-        return None
-    weight = [d if isinstance(d, int) else 1 for d in right.shape]
-    made = [d if isinstance(d, int) else 1 for d in out.shape]
-    if node.op_type == "Conv":
-        return int(np.prod(made[1:], dtype=np.int64) * np.prod(weight[1:], dtype=np.int64))
-    if node.op_type == "ConvTranspose":
-        given = [d if isinstance(d, int) else 1 for d in left.shape]
-        return int(np.prod(given[1:], dtype=np.int64) * np.prod(weight[1:], dtype=np.int64))
-    inner = weight[-1] if attribute(node, "transB", 0) else weight[-2] if len(weight) > 1 else weight[0]
-    batch = made[1:] if len(made) > 1 else made
-    return int(np.prod(batch, dtype=np.int64) * inner)

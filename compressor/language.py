@@ -66,6 +66,8 @@ def literal(text: str, at: int) -> tuple[Any, int]:
         raise OptionError(f"Pipeline: the quote is not closed {_where(text, end)}.")
     if not found:
         raise OptionError(f"Pipeline: expected a value {_where(text, at)}.")
+    if found in ("true", "false"):
+        return found == "true", end
     if _NAME.fullmatch(found) and found not in ("True", "False", "None"):
         return found, end
     try:

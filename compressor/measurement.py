@@ -7,6 +7,7 @@ import platform
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,13 +15,13 @@ import numpy as np
 import onnx_ir as ir
 
 from compressor import cpu
-from compressor.graph import summarize
 from compressor.latency import Latency, Protocol, measure
 from compressor.model_io import files_of, load, tool_version
 from compressor.pipeline import Progress, silent
 from compressor.prepare import normalized
 from compressor.report import Environment, Size
 from compressor.runtime import Session, Setup, runnable, version
+from compressor.summary import summarize
 
 if TYPE_CHECKING:
     from compressor.data import Samples
@@ -64,7 +65,7 @@ def outputs_on(
     parts: list[list[np.ndarray]] = []
     done = 0
     for batch in samples.batches():
-        rows = len(next(iter(batch.feeds.values())))
+        rows = samples.rows(batch.feeds)
         made = session.run(batch.feeds)
         parts.append(
             [
@@ -74,7 +75,7 @@ def outputs_on(
         )
         done += batch.count
         progress(what, done, len(samples))
-    return [np.concatenate(column) for column in zip(*parts, strict=True)]
+    return [_joined(list(column)) for column in zip(*parts, strict=True)]
 
 
 def latencies(
@@ -83,11 +84,21 @@ def latencies(
     setups: Sequence[Setup],
     batch: int,
     progress: Progress = silent,
+    seed: int = 0,
 ) -> tuple[Latency, ...]:
-    """Interleaved latency of the models on the first `batch` samples in each setup, against the first model."""
-    first = next(iter(samples.batches(batch)))
-    feeds = {name: _rows(array, batch, len(samples)) for name, array in first.feeds.items()}
-    return tuple(measure(models, feeds, setup, PROTOCOL, progress) for setup in setups)
+    """Interleaved latency of the models on `batch` samples in each setup, against the first model.
+
+    Too few samples are repeated; a batch axis that the model fixes keeps its size.
+    """
+    feeds = next(iter(samples.batches(batch))).feeds
+    have = samples.rows(feeds)
+    if samples.fixed_batch is None and have < batch:
+        feeds = {
+            n: np.resize(a, (batch, *a.shape[1:])) if a.ndim and len(a) == have else a
+            for n, a in feeds.items()
+        }
+    protocol = replace(PROTOCOL, seed=seed)
+    return tuple(measure(models, feeds, setup, protocol, progress) for setup in setups)
 
 
 def environment() -> Environment:
@@ -123,6 +134,14 @@ def _chunks(source: ir.Model | Path) -> Iterator[bytes]:
         keep.cleanup()
 
 
-def _rows(array: np.ndarray, batch: int, available: int) -> np.ndarray:
-    """`batch` rows, repeating when there are too few samples; a fixed batch axis keeps its own size."""
-    return array if len(array) >= batch or available >= batch else np.resize(array, (batch, *array.shape[1:]))
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """The batches' outputs behind each other; those whose other axes differ (detections) are padded with zeros."""
+    shapes = {part.shape[1:] for part in parts}
+    if len(shapes) == 1:
+        return np.concatenate(parts)
+    widest = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+    wide = []
+    for part in parts:
+        pads = [(0, 0), *((0, most - size) for most, size in zip(widest, part.shape[1:], strict=True))]
+        wide.append(np.pad(part, pads))
+    return np.concatenate(wide)

@@ -55,6 +55,8 @@ def load(model: str | os.PathLike[str] | ir.Model | onnx.ModelProto) -> ir.Model
                 "name. Give the path of the model instead."
             )
         return _checked(_from_proto(model, "The model"), "The model")
+    if not isinstance(model, (str, os.PathLike)):
+        raise ModelError(f"A model is a path, an onnx_ir.Model or a ModelProto, got {type(model).__name__}.")
     path = Path(model)
     proto = _read(path)
     locate(proto, path)
@@ -78,6 +80,16 @@ def invalid_reason(model: ir.Model) -> str | None:
     except ir.serde.SerdeError as error:
         return root_cause(error)
     return None
+
+
+def is_ours(path: Path) -> bool:
+    """True for a model file that this tool wrote, judged by its metadata."""
+    if not path.is_file():
+        return False
+    try:
+        return any(entry.key == VERSION_KEY for entry in _read(path).metadata_props)
+    except ModelError:
+        return False
 
 
 def check_target(target: Path, sources: tuple[Path, ...], force: bool) -> None:

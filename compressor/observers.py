@@ -121,7 +121,7 @@ class Histogram(Observer):
             return
         self.extremes.observe(batch, extremes)
         rows = batch.reshape(batch.shape[0] if batch.ndim > 1 else 1, -1)
-        seen = rows[:, :: _stride(rows.shape[1])]
+        seen = rows[:, :: stride(rows.shape[1], BUDGET)]
         self._widen(_exponent(self.extremes))
         index = (seen * np.float32(BINS / 2.0 ** (self.exponent or 0))).astype(np.float32)
         places = np.floor(index, out=index).astype(np.intp).ravel()
@@ -189,9 +189,10 @@ def _widened(counts: np.ndarray, steps: int) -> np.ndarray:
     return counts
 
 
-def _stride(elements: int) -> int:
-    """The step that leaves about `BUDGET` elements; it shares no factor with the size, so every channel is seen."""
-    step = -(-elements // BUDGET)
+def stride(elements: int, budget: int) -> int:
+    """The step that leaves about `budget` elements; it shares no factor with their number, so no row, column or
+    channel is passed over."""
+    step = -(-elements // budget)
     while gcd(step, elements) > 1:
         step += 1
     return step

@@ -16,8 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, get_origin
 
 import onnx_ir as ir
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -43,13 +42,16 @@ class Context:
     calibration: Samples | None = None
     data: Samples | None = None
     train: Samples | None = None
-    metric: str | None = None
     original: ir.Model | None = None
     provider: str = "cpu"
     threads: int = 0
     seed: int = 0
-    workspace: Path | None = None
     progress: Progress = silent
+
+    @property
+    def samples(self) -> Samples | None:
+        """Real samples for a comparison, whichever there are."""
+        return self.calibration if self.calibration is not None else self.data
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,10 @@ class Pass(BaseModel, ABC):
     prepared: ClassVar[bool] = True
 
     def __init__(self, **options: Any) -> None:
+        fields = type(self).model_fields
+        for key, value in options.items():
+            if isinstance(value, str) and key in fields and get_origin(fields[key].annotation) is tuple:
+                options[key] = (value,)  # one glob needs no brackets
         try:
             super().__init__(**options)
         except ValidationError as error:
@@ -189,7 +195,7 @@ def _timed(recipe: str, act: Callable[[], Change]) -> Change:
 def _apply(p: Pass, model: ir.Model, context: Context) -> Change:
     from compressor.opset import upgrade
 
-    if reason := upgrade(model, p.opset, context.calibration or context.data):
+    if reason := upgrade(model, p.opset, context.samples):
         return Change(declined={"model": reason})
     context.progress(p.name, 0, 0)
     return p.apply(model, context)
@@ -200,7 +206,7 @@ def _prepare(model: ir.Model, context: Context) -> Change:
 
     context.progress("preparing", 0, 0)
     before = model.graph.num_nodes()
-    found = prepare(model, context.calibration or context.data)
+    found = prepare(model, context.samples)
     adopt(model, found.model)
     return Change(
         declined=found.declined, figures={"nodes before": before, "nodes after": model.graph.num_nodes()}

@@ -96,7 +96,8 @@ class Writer:
         floor, ceiling = self.plan.bounds.get(root, (-np.inf, np.inf))
         low, high = max(low, floor), min(high, ceiling)
         grid = q.activation_grid(low, high, self.scheme.activations, self.scheme.symmetric)
-        while np.isfinite(ceiling) and float(grid.scale) * 255 > ceiling > 0 and grid.scale > 2.0**-99:
+        lowest = grid.zero_point == np.iinfo(grid.zero_point.dtype).min
+        if lowest and float(grid.scale) * 255 > ceiling:  # a Clip is fused only if no code lies above it
             grid = q.Grid(np.asarray(np.nextafter(grid.scale, np.float32(0))), grid.zero_point)
         return grid
 

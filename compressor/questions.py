@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from compressor import cpu, metrics, runtime
-from compressor.compressing import DataLike, ModelLike, Target
+from compressor.compressing import DataLike, ModelLike, Target, require_same_interface
 from compressor.data import open_samples, synthetic
 from compressor.discover import find, names
 from compressor.errors import CompressorError, OptionError
-from compressor.graph import Summary, nodes, opset, summarize
+from compressor.graph import nodes, opset
 from compressor.latency import Latency
 from compressor.measurement import environment, latencies, outputs_on, size_of
 from compressor.model_io import invalid_reason, load
@@ -25,6 +25,7 @@ from compressor.placement import Selection, plan
 from compressor.prepare import prepare
 from compressor.report import Environment, Size
 from compressor.statistics import Interval
+from compressor.summary import Summary, summarize
 
 if TYPE_CHECKING:
     from compressor.metrics import Comparison
@@ -110,6 +111,7 @@ def evaluate(
     score = metrics.score(metric, made, samples.labels, where.seed) if samples.labels is not None else None
     comparison = None
     if reference is not None:
+        require_same_interface(load(reference), found)
         other = outputs_on(load(reference), samples, setup, progress)
         labels = samples.labels
         comparison = metrics.compare(metric if labels is not None else None, other, made, labels, where.seed)
@@ -124,8 +126,8 @@ def bench(
     progress: Progress = silent,
 ) -> tuple[Latency, ...]:
     """Latency of the models side by side, interleaved; ratios are against the first."""
-    if not models:
-        raise OptionError("bench needs at least one model.")
+    if isinstance(models, (str, os.PathLike)) or not models:
+        raise OptionError(f"bench needs a list of models, got {models!r}.")
     where = target or Target()
     loaded = [load(model) for model in models]
     samples = (

@@ -76,6 +76,7 @@ class Report(_Frozen):
     accuracy: Comparison | None
     agreement: Mapping[str, Interval]
     evaluated_on: str
+    made_up: bool
     latency: tuple[Latency, ...]
     steps: tuple[Step, ...]
     notes: tuple[str, ...]
@@ -115,10 +116,11 @@ def schema() -> str:
 
 def headline(report: Report) -> str:
     """The verdict in one line: size, speed, accuracy."""
-    parts = [f"{report.ratio:.2f}x smaller" if report.ratio >= 1 else f"{1 / report.ratio:.2f}x larger"]
+    parts = [_times(report.before.bytes, report.after.bytes)]
     parts += [f"{speed_words(latency)} on {latency.provider}" for latency in report.latency[:1]]
     if report.accuracy is not None:
-        parts.append(drop_words(report.accuracy))
+        where = " on made-up inputs" if report.made_up else ""
+        parts.append(drop_words(report.accuracy) + where)
     return ", ".join(parts) + "."
 
 
@@ -136,20 +138,27 @@ def drop_words(accuracy: Comparison) -> str:
     drop = accuracy.drop
     band = f"[{drop.low:+.4f}, {drop.high:+.4f}] (95 %, n={accuracy.samples})"
     if accuracy.before is None or accuracy.after is None:
-        return f"{accuracy.metric} differs by {drop.value:.4f} {band}"
+        return f"{_agreement(accuracy)} lacks {drop.value:.4f} {band}"
     return f"{accuracy.metric} {accuracy.before.value:.4f} -> {accuracy.after.value:.4f}, drop {drop.value:+.4f} {band}"
+
+
+def _agreement(accuracy: Comparison) -> str:
+    """Which agreement with the original: of the class, or the cosine of the outputs."""
+    return f"{accuracy.agrees_in} agreement with the original" if accuracy.agrees_in else accuracy.metric
 
 
 def rows(report: Report) -> list[tuple[str, str, str, str]]:
     """The table of the report: figure, before, after, change."""
     before, after = report.before, report.after
-    made = [("file", _size(before.bytes), _size(after.bytes), f"{report.ratio:.2f}x smaller")]
+    made = [
+        ("file", _size(before.bytes), _size(after.bytes), _times(report.before.bytes, report.after.bytes))
+    ]
     made.append(
         (
             "file, zstd",
             _size(before.zstd),
             _size(after.zstd),
-            f"{before.zstd / max(1, after.zstd):.2f}x smaller",
+            _times(before.zstd, after.zstd),
         )
     )
     made.append(
@@ -157,20 +166,20 @@ def rows(report: Report) -> list[tuple[str, str, str, str]]:
             "file, deflate",
             _size(before.deflate),
             _size(after.deflate),
-            f"{before.deflate / max(1, after.deflate):.2f}x smaller",
+            _times(before.deflate, after.deflate),
         )
     )
     made.append(("weights", f"{before.parameters:,}", f"{after.parameters:,}", ""))
     made.append(("non-zero weights", f"{before.nonzero:,}", f"{after.nonzero:,}", ""))
     if before.macs is not None or after.macs is not None:
-        made.append(("MACs per sample", _count(before.macs), _count(after.macs), ""))
+        made.append(("MACs (dynamic axes as 1)", _count(before.macs), _count(after.macs), ""))
     score = report.accuracy
     if score is not None and score.before is not None and score.after is not None:
         made.append(
             (score.metric, _interval(score.before), _interval(score.after), f"drop {_interval(score.drop)}")
         )
     elif score is not None:
-        made.append((score.metric, "", "", f"drop {_interval(score.drop)}"))
+        made.append((_agreement(score), "", "", f"lacks {_interval(score.drop)}"))
     made += [(f"agreement: {name}", "", "", _interval(value)) for name, value in report.agreement.items()]
     for latency in report.latency:
         label = f"{latency.provider}, batch {latency.batch}, {_threads(latency.threads)}"
@@ -221,6 +230,11 @@ def verdict_words(verdict: Verdict) -> str:
     return ("held" if verdict.held else "BROKEN") + (
         "" if verdict.certain else " (the interval straddles the limit)"
     )
+
+
+def _times(before: int, after: int) -> str:
+    ratio = before / max(1, after)
+    return f"{ratio:.2f}x smaller" if ratio >= 1 else f"{1 / ratio:.2f}x larger"
 
 
 def _interval(value: Interval) -> str:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import tempfile
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -210,10 +210,12 @@ class Session:
         return tuple(NodeTime(*key, sum(times) / len(times)) for key, times in total.items())
 
     def _encoded(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The feeds with integer-stored inputs quantized."""
+        """The feeds with integer-stored inputs quantized; what already has the stored type is taken as codes."""
         result = dict(feeds)
         for name in self._codes.keys() & result.keys():
             kind = np.dtype(self._types[name].removeprefix("tensor(").removesuffix(")"))
+            if feeds[name].dtype == kind:
+                continue
             scale, zero = self._codes[name]
             info = np.iinfo(kind)
             result[name] = np.clip(np.rint(feeds[name] / scale) + zero, info.min, info.max).astype(kind)
@@ -259,22 +261,20 @@ def to_bytes(model: ir.Model) -> bytes:
     return written
 
 
-def run_all(session: Session, batches: Sequence[Mapping[str, np.ndarray]]) -> list[np.ndarray]:
-    """The outputs over several batches, concatenated along their first axis where they have one."""
-    parts = [session.run(feeds) for feeds in batches]
-    return [np.concatenate([np.atleast_1d(p[i]) for p in parts]) for i in range(len(session.outputs))]
-
-
 def optimized_graph(model: ir.Model, setup: Setup | None = None) -> ir.Model:
-    """The graph that onnxruntime executes after its own optimizations, without its weights' values being read."""
+    """The graph that onnxruntime executes after its own optimizations."""
+    base = setup or Setup()
+    source, keep = runnable(model)
     with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
-        path = Path(folder) / "optimized.onnx"
-        base = setup or Setup()
-        Session(model, Setup(provider=base.provider, threads=1, dump=path))
+        inside = isinstance(source, bytes)  # else dumped beside the files: the dump refers to the same data
+        path = (Path(folder) if inside else Path(str(source)).parent) / "optimized.onnx"
+        Session(source if isinstance(source, bytes) else Path(source), replace(base, threads=1, dump=path))
         dumped = ir.load(path)
         for value in dumped.graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
-                value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
+                value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
+        if keep is not None:
+            keep.cleanup()
         return dumped
 
 
@@ -324,8 +324,12 @@ def _options(setup: Setup) -> Any:
 
 
 def _chain(wanted: str) -> list[str]:
-    cpu = "CPUExecutionProvider"
-    return [wanted] if wanted == cpu else [wanted, cpu]
+    """The provider, and those that take the nodes it has no kernel for: CUDA behind TensorRT, then the CPU."""
+    cpu, cuda = "CPUExecutionProvider", "CUDAExecutionProvider"
+    if wanted == cpu:
+        return [cpu]
+    behind_tensorrt = "ensor" in wanted and cuda in _ort().get_available_providers()
+    return [wanted, cuda, cpu] if behind_tensorrt else [wanted, cpu]
 
 
 def _first_line(error: Exception) -> str:

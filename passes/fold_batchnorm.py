@@ -29,9 +29,7 @@ class FoldBatchnorm(Pass):
         trial = model.clone()
         folded, declined = batchnorm.fold(trial)
         remove_dead(trial)
-        reason = (
-            difference(model, trial, context.calibration or context.data, context.seed) if folded else None
-        )
+        reason = difference(model, trial, context.samples, context.seed) if folded else None
         if reason:
             return Change(declined={**declined, "model": reason})
         adopt(model, trial)

@@ -25,7 +25,7 @@ class Optimize(Pass):
     def apply(self, model: ir.Model, context: Context) -> Change:
         """Replace the model by its prepared form."""
         before = {node.name or "": node.op_type for node in model.graph}
-        found = prepare(model, context.calibration or context.data)
+        found = prepare(model, context.samples)
         after = {node.name or "": node.op_type for node in found.model.graph}
         adopt(model, found.model)
         gone = tuple(name for name, kind in before.items() if name and after.get(name) != kind)

@@ -67,7 +67,7 @@ class QuantizeDynamic(Pass):
             return Change(
                 declined={"model": "no matrix product or LSTM to quantize", **this._declined(model)}
             )
-        if opset(model) < 11 and (reason := upgrade(model, 11, context.calibration or context.data)):
+        if opset(model) < 11 and (reason := upgrade(model, 11, context.samples)):
             return Change(declined={"model": reason})
         chosen, declined = this._chosen(model), this._declined(model)
         writer = Writer(model, this.granularity == "channel", this._bits(), names_of(model))

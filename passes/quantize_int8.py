@@ -16,7 +16,7 @@ from compressor.calibration import calibrate
 from compressor.clipping import Range
 from compressor.errors import DataError, OptionError, did_you_mean
 from compressor.fusion import kernels
-from compressor.graph import nodes, quantization_of, rank, sole_consumer
+from compressor.graph import nodes, rank, sole_consumer
 from compressor.integer_io import store
 from compressor.observers import Method, Observer, observer
 from compressor.pipeline import Change, Context, Pass
@@ -24,6 +24,7 @@ from compressor.placement import OPERATORS, Plan, Selection, plan, refusal
 from compressor.prepare import adopt
 from compressor.qdq import Scheme, Writer
 from compressor.rewrites import matmul_add_to_gemm
+from compressor.summary import quantization_of
 
 _NOTHING = "no convolution or matrix product with constant weights"
 

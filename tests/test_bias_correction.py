@@ -54,3 +54,12 @@ def test_a_constant_map_is_corrected_exactly_inside_the_borders() -> None:
     x = np.full((1, 1, 6, 6), 0.5)
     inside = (sliding_window_view(x[0, 0], (3, 3)) * error[0, 0]).sum(axis=(2, 3))
     assert np.all(inside == shift(error, np.array([0.5]))[0])
+
+
+@pytest.mark.parametrize("side", [8, 32, 64])
+def test_the_positions_looked_at_are_spread_over_the_whole_map(side: int) -> None:
+    seen = WithMean(MinMax())
+    columns = np.broadcast_to(np.arange(side, dtype=np.float32), (4, 2, side, side))
+    seen.observe(columns)
+    # 64 positions of a uniform ramp: the mean is within three standard errors of the middle
+    np.testing.assert_allclose(seen.mean(), (side - 1) / 2, atol=3 * side / np.sqrt(12 * 64))

@@ -86,6 +86,25 @@ def test_a_broken_limit_exits_3_and_keeps_the_candidate_beside(tmp_path: Path) -
     assert [p.name for p in tmp_path.iterdir()] == ["o.rejected.onnx"]
 
 
+def test_a_rejected_file_of_somebody_else_is_not_replaced(tmp_path: Path) -> None:
+    theirs = tmp_path / "o.rejected.onnx"
+    theirs.write_bytes(b"precious")
+    done = run(MLP, "-o", tmp_path / "o.onnx", "-p", "quantize-weights", "--min-ratio", "50")
+    assert (done.exit_code, "exists" in done.output, theirs.read_bytes()) == (1, True, b"precious")
+
+
+@pytest.mark.parametrize("words", [("--max-drop", "0.01"), ("--metric", "top1")])
+def test_a_limit_on_the_metric_needs_data(tmp_path: Path, words: tuple[str, ...]) -> None:
+    for command in ((MLP, "-o", tmp_path / "o.onnx"), ("check", MLP, "--reference", MLP)):
+        done = run(*command, *words)
+        assert (done.exit_code, "needs evaluation samples. Give --data" in done.output) == (1, True)
+
+
+def test_a_pipeline_that_changes_nothing_is_said(tmp_path: Path) -> None:
+    done = run(MLP, "-o", tmp_path / "o.onnx", "-p", "fold-batchnorm")
+    assert (done.exit_code, "changed nothing in this model" in done.output) == (0, True)
+
+
 def test_strict_writes_nothing_when_a_limit_is_broken(tmp_path: Path) -> None:
     words = ("-p", "quantize-weights", "--min-ratio", "50", "--strict")
     assert run(MLP, "-o", tmp_path / "o.onnx", *words).exit_code == 3

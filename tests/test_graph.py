@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 from onnx import parser
 
-from compressor import graph
+from compressor import graph, summary
 from compressor.runtime import Session
 
 BRANCHES = """
@@ -146,16 +146,16 @@ def test_remove_dead_drops_what_nothing_reads(tiny_mlp: ir.Model) -> None:
 
 def test_counts_operators_parameters_and_macs(tiny_mlp: ir.Model, tiny_cnn: ir.Model) -> None:
     tiny_mlp.graph.initializers["b1"].const_value = ir.tensor(np.zeros(8, np.float32), name="b1")
-    found = graph.summarize(tiny_mlp)
+    found = summary.summarize(tiny_mlp)
     assert found.operators == {"Gemm": 2, "Relu": 1}
     assert found.parameters == 4 * 8 + 8 + 8 * 3 + 3
     assert found.nonzero == found.parameters - 8
     assert found.quantized == "none"
     assert found.macs is None, "shapes of inner values are unknown"
     shaped = ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(tiny_mlp)))
-    assert graph.macs(shaped) == 4 * 8 + 8 * 3
+    assert summary.macs(shaped) == 4 * 8 + 8 * 3
     shaped = ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(tiny_cnn)))
-    assert graph.macs(shaped) == 4 * 36 * 2 * 9 + 4 * 3
+    assert summary.macs(shaped) == 4 * 36 * 2 * 9 + 4 * 3
 
 
 @pytest.mark.parametrize(
@@ -170,17 +170,19 @@ def test_counts_operators_parameters_and_macs(tiny_mlp: ir.Model, tiny_cnn: ir.M
 )
 def test_macs_are_for_one_sample(body: str, header: str, weights: str, expected: int) -> None:
     text = f'<ir_version: 8, opset_import: ["" : 17]> g ({header}, {weights}) => (y) {{ {body} }}'
-    assert graph.macs(ir.from_proto(onnx.shape_inference.infer_shapes(parser.parse_model(text)))) == expected
+    assert (
+        summary.macs(ir.from_proto(onnx.shape_inference.infer_shapes(parser.parse_model(text)))) == expected
+    )
 
 
 def test_a_shared_weight_counts_once() -> None:
     tied = one("a = MatMul(x, w) y = MatMul(a, w)", weights="float[2, 2] w = {1, 0, 2, 3}")
-    assert [v.name for v in graph.weight_values(tied)] == ["w"]
-    assert (graph.summarize(tied).parameters, graph.summarize(tied).nonzero) == (4, 3)
+    assert [v.name for v in summary.weight_values(tied)] == ["w"]
+    assert (summary.summarize(tied).parameters, summary.summarize(tied).nonzero) == (4, 3)
 
 
 def test_finds_weights_in_branches_and_constant_nodes() -> None:
-    assert {v.name for v in graph.weight_values(model(BRANCHES))} == {"outer", "inner", "k"}
+    assert {v.name for v in summary.weight_values(model(BRANCHES))} == {"outer", "inner", "k"}
 
 
 @pytest.mark.parametrize(
@@ -190,7 +192,7 @@ def test_counts_elements_of_every_weight_type(tiny_mlp: ir.Model, kind: ir.DataT
     value = tiny_mlp.graph.initializers["w1"]
     array = np.array([[0, 1, 1, 0, 1]]).astype(kind.numpy())
     value.const_value = ir.tensor(array, dtype=kind, name="w1")
-    found = graph.summarize(tiny_mlp)
+    found = summary.summarize(tiny_mlp)
     assert found.parameters == 5 + 8 + 24 + 3
     assert found.nonzero == 3 + 8 + 24 + 3
 
@@ -208,7 +210,7 @@ def test_counts_elements_of_every_weight_type(tiny_mlp: ir.Model, kind: ir.DataT
     ],
 )
 def test_tells_the_kind_of_quantization(operators: tuple[str, ...], kind: str) -> None:
-    assert graph.quantization_of(Counter(operators)) == kind
+    assert summary.quantization_of(Counter(operators)) == kind
 
 
 def test_patterns_match_any_of_the_names() -> None:

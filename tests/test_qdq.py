@@ -150,3 +150,23 @@ def test_weight_codes_use_their_whole_range_and_no_more(bits: int, kind: str, lo
     assert codes.min() >= low
     assert codes.max() <= high
     assert np.abs(codes.astype(int) - middle).reshape(4, -1).max(axis=1).tolist() == [high - middle] * 4
+
+
+def test_symmetric_ranges_behind_a_clip_reach_its_ceiling() -> None:
+    from compressor.placement import plan
+    from compressor.qdq import Scheme, Writer
+
+    text = '<ir_version: 8, opset_import: ["": 13]> m (float[1,1,4,4] x) => (float[1,1,4,4] y) '
+    text += "<float[1,1,1,1] w = {2.0}, float lo = {0.0}, float hi = {6.0}> "
+    text += "{ a = Conv(x, w) b = Clip(a, lo, hi) y = Conv(b, w) }"
+    from onnx import parser
+
+    model = ir.from_proto(parser.parse_model(text))
+    from compressor.prepare import prepare
+
+    ready = prepare(model).model
+    found = plan(ready, Selection())
+    ranges = {name: Range(0.0, 6.0) for name in found.observed()}
+    writer = Writer(ready, found, ranges, Scheme(activations="int8", symmetric=True))
+    clipped = next(v for v in found.made if v.name == "b")
+    assert float(writer.grid(clipped)[2].scale) * 127 == pytest.approx(6.0, rel=1e-6)

@@ -200,12 +200,6 @@ def test_the_optimized_graph_is_what_is_executed(tiny_mlp: ir.Model) -> None:
     assert [node.op_type for node in runtime.optimized_graph(tiny_mlp).graph] == ["FusedGemm", "Gemm"]
 
 
-def test_batches_are_joined_along_the_first_axis(tiny_mlp: ir.Model) -> None:
-    session = Session(tiny_mlp)
-    (joined,) = runtime.run_all(session, [{"x": X[:2]}, {"x": X[2:]}])
-    np.testing.assert_allclose(joined, session.run({"x": X})[0], atol=1e-6)
-
-
 def test_beyond_the_limit_of_protobuf_a_session_reads_from_files(
     tiny_mlp: ir.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,6 +85,15 @@ class Samples:
         return tuple(spec.name for spec in self._specs)
 
     @property
+    def fixed_batch(self) -> int | None:
+        """The batch size that the model fixes, or None."""
+        return fixed_batch(self._specs)
+
+    def rows(self, feeds: Mapping[str, Array]) -> int:
+        """How many samples are in the feeds of one batch, padding included; 1 when no input has a batch axis."""
+        return next((len(feeds[spec.name]) for spec in self._specs if spec.axis == 0), 1)
+
+    @property
     def labels(self) -> Array | None:
         """The labels [samples, ...], aligned with the rows; None when there are none."""
         if isinstance(self._reader, Stream):

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compressor.errors import DataError, ModelError
+from compressor.runtime import QUANTIZED_IO
 
 Dim = int | str | None
 """A fixed size, the name of a dynamic size, or None for a dynamic size without a name."""
@@ -82,10 +83,13 @@ def is_integer(dtype: np.dtype[Any]) -> bool:
 def model_inputs(model: ir.Model) -> tuple[Input, ...]:
     """The inputs that need data, in graph order: those that are not also initializers.
 
+    Inputs that quantize-int8{float_io=False} stores as integers are given as floats; the session quantizes them.
+
     Raises:
         ModelError: an input is not a tensor, or has no element type.
     """
     found: list[Input] = []
+    stored = model.metadata_props.get(QUANTIZED_IO, "{}")
     for value in model.graph.inputs:
         name = value.name or ""
         if name in model.graph.initializers:
@@ -97,7 +101,8 @@ def model_inputs(model: ir.Model) -> tuple[Input, ...]:
         if value.dtype is None or value.dtype == ir.DataType.UNDEFINED:
             raise ModelError(f"Input {name!r} has no element type. Declare it in the model.")
         dims = None if value.shape is None else tuple(_dim(d) for d in value.shape)
-        found.append(Input(name, np.dtype(value.dtype.numpy()), dims))
+        kind = np.dtype(np.float32) if f'"{name}"' in stored else np.dtype(value.dtype.numpy())
+        found.append(Input(name, kind, dims))
     return _with_axes(found)
 
 

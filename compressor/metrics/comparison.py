@@ -24,6 +24,7 @@ class Comparison:
         drop: how much worse, paired, in the metric's units; negative is better. Of agreement: 1 - agreement.
         samples: how many.
         verified: "labels", or "agreement" where there were none.
+        agrees_in: without labels, what agrees: "top1" or "cosine".
     """
 
     metric: str
@@ -33,6 +34,7 @@ class Comparison:
     drop: Interval
     samples: int
     verified: str
+    agrees_in: str = ""
 
 
 def score(metric: str, outputs: Outputs, labels: Array | None, seed: int = 0) -> Interval:
@@ -93,4 +95,5 @@ def _unlabelled(before: Outputs, after: Outputs, seed: int) -> Comparison:
     found = agreement(before, after, seed)
     kept = found.get("top1", found["cosine"])
     drop = Interval(1 - kept.value, 1 - kept.high, 1 - kept.low)
-    return Comparison("agreement", True, None, kept, drop, len(before[0]), "agreement")
+    what = "top1" if "top1" in found else "cosine"
+    return Comparison("agreement", True, None, kept, drop, len(before[0]), "agreement", what)

@@ -49,9 +49,22 @@ def measured_by(
             return np.array([value(rows) for rows in drawn])
 
         def value(rows: Array) -> float:
-            return _number(
-                name, function([o[rows] for o in outputs], None if labels is None else labels[rows])
-            )
+            drawn = [o[rows] for o in outputs]
+            try:
+                made = function(drawn, None if labels is None else labels[rows])
+            except (
+                ArithmeticError,
+                AttributeError,
+                LookupError,
+                TypeError,
+                ValueError,
+                RuntimeError,
+            ) as error:
+                raise OptionError(
+                    f"Metric {name!r} raised {type(error).__name__}: {error}. "
+                    "It is called as f(outputs: list of arrays, labels) and returns a float."
+                ) from error
+            return _number(name, made)
 
         whole = value(np.arange(samples))
         if math.isnan(whole):

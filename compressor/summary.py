@@ -1,0 +1,176 @@
+"""Counts over a model: operators, weights, multiply-accumulates, and whether it is quantized."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from compressor.graph import FLOATS, SMALL_INTEGERS, attribute, constant, nodes
+
+_PRODUCTS = ("Gemm", "MatMul", "MatMulInteger")
+_CONVOLUTIONS = ("Conv", "ConvInteger")
+_RECURRENT = ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM")
+_ATTENTION = ("Attention", "QAttention")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Counts over a model.
+
+    Args:
+        operators: type -> how often, bodies of If, Loop and Scan included.
+        parameters: weights, each once; packed low-bit codes count one by one.
+        nonzero: those that are not zero.
+        macs: multiply-accumulates for one sample; None when a shape that is needed is unknown.
+        quantized: "none", "static", "dynamic" or "weights".
+    """
+
+    operators: dict[str, int]
+    parameters: int
+    nonzero: int
+    macs: int | None
+    quantized: str
+
+
+def summarize(model: ir.Model) -> Summary:
+    """Count; the model should have shapes (see `prepare.normalized`)."""
+    operators = Counter(node.op_type for node in nodes(model))
+    parameters = nonzero = 0
+    for weight in weight_values(model):
+        array = constant(weight)
+        if array is None:
+            continue
+        table = _lookup(weight)
+        codes = array if table is None else table[array.astype(np.int64)]
+        packed = _codes_per_byte(weight)
+        parameters += codes.size * packed
+        nonzero += int(np.count_nonzero(codes)) * packed
+    return Summary(
+        dict(operators.most_common()), parameters, nonzero, macs(model), quantization_of(operators)
+    )
+
+
+def weight_values(model: ir.Model) -> list[ir.Value]:
+    """Constants of a float or small integer type with two elements or more that are read; a shared one once.
+
+    Scales, zero points and tables that unpack codes do not count.
+    """
+    found: list[ir.Value] = []
+    for graph in model.graphs():
+        held = [*graph.initializers.values(), *(n.outputs[0] for n in graph if n.op_type == "Constant")]
+        for value in held:
+            tensor = ir.convenience.get_const_tensor(value)
+            if tensor is not None and _is_weight(tensor) and not _is_helper(value):
+                found.append(value)
+    return found
+
+
+def quantization_of(operators: Counter[str]) -> str:
+    """'none', 'static', 'dynamic' or 'weights', judged from the operators present."""
+    if operators["QuantizeLinear"] or any(op.startswith("QLinear") for op in operators):
+        return "static"
+    if operators["DynamicQuantizeLinear"] or operators["DynamicQuantizeLSTM"] or operators["QAttention"]:
+        return "dynamic"
+    return "weights" if operators["DequantizeLinear"] or operators["MatMulNBits"] else "none"
+
+
+def macs(model: ir.Model) -> int | None:
+    """Multiply-accumulates of the main graph's convolutions, matrix products and recurrent layers for one sample.
+
+    Dynamic axes other than the batch count as 1. None when a shape that is needed is unknown.
+    """
+    total = 0
+    for node in model.graph:
+        count = _node_macs(node)
+        if count is None:
+            return None
+        total += count
+    return total
+
+
+def _node_macs(node: ir.Node) -> int | None:
+    """Of one node; 0 for operators that have none to speak of."""
+    kind = node.op_type
+    if kind == "MatMulNBits":
+        rows = _extents(node.inputs[0])
+        return (
+            None if rows is None else _product(rows[1:-1]) * attribute(node, "K", 1) * attribute(node, "N", 1)
+        )
+    if kind not in (*_PRODUCTS, *_CONVOLUTIONS, "ConvTranspose", *_RECURRENT, *_ATTENTION):
+        return 0
+    source, weight, made = (_extents(v) for v in (node.inputs[0], node.inputs[1], node.outputs[0]))
+    if source is None or weight is None:
+        return None
+    if kind in _RECURRENT:
+        recurrent = _extents(node.inputs[2])
+        return None if recurrent is None else source[0] * (_product(weight) + _product(recurrent))
+    if kind in _ATTENTION:
+        return _product(source[1:-1]) * _product(weight)
+    if kind == "ConvTranspose":
+        return _product(source[1:]) * _product(weight[1:])
+    if made is None:
+        return None
+    if kind in _CONVOLUTIONS:
+        return _product(made[1:]) * _product(weight[1:])
+    inner = weight[-1] if attribute(node, "transB", 0) else weight[-2] if len(weight) > 1 else weight[0]
+    return _product(made[1:] if len(made) > 1 else made) * inner
+
+
+def _extents(value: ir.Value | None) -> list[int] | None:
+    if value is None or value.shape is None:
+        return None
+    return [d if isinstance(d, int) else 1 for d in value.shape]
+
+
+def _product(extents: list[int]) -> int:
+    return math.prod(extents)
+
+
+def _is_weight(tensor: ir.TensorProtocol) -> bool:
+    return tensor.dtype in (*FLOATS, *SMALL_INTEGERS) and tensor.size >= 2
+
+
+def _is_helper(value: ir.Value) -> bool:
+    """True for a constant that is read by no node, or only as a scale, zero point or table of codes."""
+    return all(_helps(use.node, use.idx) for use in value.uses())
+
+
+def _helps(node: ir.Node, index: int) -> bool:
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        return index > 0
+    if node.op_type == "MatMulNBits":
+        return index > 1
+    return node.op_type == "Gather" and index == 0 and _is_table(node)
+
+
+def _is_table(node: ir.Node) -> bool:
+    """True for the Gather that unpacks bytes: a constant [256, codes] indexed by a Cast."""
+    table, index = constant(node.inputs[0]), node.inputs[1]
+    producer = None if index is None else index.producer()
+    cast = producer is not None and producer.op_type == "Cast"
+    return table is not None and table.ndim == 2 and table.shape[0] == 256 and cast
+
+
+def _lookup(value: ir.Value) -> np.ndarray | None:
+    """The table that unpacks this value's bytes into codes, or None when it is not packed."""
+    for use in value.uses():
+        node = use.node
+        if node.op_type == "Gather" and use.idx == 1 and _is_table(node):
+            return constant(node.inputs[0])
+        if node.op_type in ("Cast", "Reshape") or (node.op_type == "Gather" and use.idx == 0):
+            found = _lookup(node.outputs[0])
+            if found is not None:
+                return found
+    return None
+
+
+def _codes_per_byte(value: ir.Value) -> int:
+    """How many codes MatMulNBits keeps in each byte of this value."""
+    bits = [
+        attribute(u.node, "bits", 4) for u in value.uses() if u.node.op_type == "MatMulNBits" and u.idx == 1
+    ]
+    return 8 // bits[0] if bits else 1
