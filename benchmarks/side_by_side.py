@@ -7,14 +7,13 @@
 Per model it prints, for onnxruntime's defaults (S8S8, per tensor), its best x86 setting (pre-processed, U8S8, per
 channel) and ours: the drop of the metric with its paired 95 % interval, latency as float time / int8 time (all
 variants interleaved in one process, one thread, thread CPU time, batches 1 and 8), file size ratio, and the CPU
-seconds and peak memory of the tool in a process of its own, imports included. `--json FILE` keeps the figures.
+seconds of the tool in a process of its own, imports included. `--json FILE` keeps the figures.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -119,14 +118,13 @@ def compare(name: str, model: Path, calibration: Path, test: Path, method: str):
 
 
 def work(variant: str, model: str, calibration: str, out: str, method: str) -> None:
-    """One tool, one model; prints CPU seconds, wall seconds and peak memory of this process."""
+    """One tool, one model; prints the CPU and wall seconds of its work, its imports included."""
     start, cpu = time.perf_counter(), time.process_time()
     if variant == "ours":
         ours(model, calibration, out, method)
     else:
         theirs(variant, model, calibration, out, method)
     used = {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - start}
-    used["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps(used))
 
 
@@ -223,9 +221,7 @@ def line(row: dict) -> str:
         f"b{b} {row[f'x{b}'][0]:.2f}x [{row[f'x{b}'][1]:.2f},{row[f'x{b}'][2]:.2f}]" for b in (1, 8)
     )
     drop = f"{row['metric']} drop {row['drop'] * 100:+.2f} [{row['low'] * 100:+.2f},{row['high'] * 100:+.2f}]"
-    return (
-        f"{head} {drop}  {speed}  size {row['size']:.2f}x  cpu {row['cpu_s']:.2f} s  {row['peak_mb']:.0f} MB"
-    )
+    return f"{head} {drop}  {speed}  size {row['size']:.2f}x  cpu {row['cpu_s']:.2f} s"
 
 
 if __name__ == "__main__":

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from compressor.compressing import Result, Target, check, compress
     from compressor.data import Samples, open_samples
+    from compressor.diagnosis import doctor
     from compressor.errors import CompressorError, DataError, GateError, ModelError, OptionError
+    from compressor.evaluation import bench, evaluate
     from compressor.gate import Limits, raise_for_limits
+    from compressor.inspection import inspect
     from compressor.model_io import load, save
     from compressor.pipeline import Change, Context, Pass, Pipeline
-    from compressor.questions import bench, doctor, evaluate, inspect
     from compressor.report import Report
     from compressor.runtime import Session
 
@@ -39,12 +41,12 @@ _HOME = {
     "Samples": "data",
     "Session": "runtime",
     "Target": "compressing",
-    "bench": "questions",
+    "bench": "evaluation",
     "check": "compressing",
     "compress": "compressing",
-    "doctor": "questions",
-    "evaluate": "questions",
-    "inspect": "questions",
+    "doctor": "diagnosis",
+    "evaluate": "evaluation",
+    "inspect": "inspection",
     "load": "model_io",
     "open_samples": "data",
     "raise_for_limits": "gate",

@@ -33,7 +33,7 @@ def fold(model: ir.Model) -> tuple[tuple[str, ...], dict[str, str]]:
             if layer.op_type not in _FOLDABLE or layer.domain not in ("", "ai.onnx"):
                 continue
             while (after := _follower(layer)) is not None:
-                name = str(after.name)
+                name = name_of(after)
                 affine = _affine(after, layer)
                 reason = affine if isinstance(affine, str) else _refusal(layer) or _misfit(layer, affine)
                 if reason or isinstance(affine, str):
@@ -43,7 +43,16 @@ def fold(model: ir.Model) -> tuple[tuple[str, ...], dict[str, str]]:
                 _scale(layer, affine)
                 _bypass(after, layer.outputs[0])
                 folded.append(name)
+    for graph in model.graphs():
+        for node in graph:
+            if node.op_type == "BatchNormalization":
+                declined.setdefault(name_of(node), "no layer with weights stands alone before it")
     return tuple(folded), declined
+
+
+def name_of(node: ir.Node) -> str:
+    """The node's name, or that of what it makes."""
+    return node.name or str(node.outputs[0].name)
 
 
 def _follower(layer: ir.Node) -> ir.Node | None:

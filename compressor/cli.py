@@ -49,35 +49,36 @@ def _shared(*options: Command) -> Command:
 
 
 _path = click.Path(path_type=Path)
-_target_options = _shared(
-    click.option(
-        "--metric",
-        metavar="NAME",
-        help="top1, top5, f1, auc, mse, mae, psnr, cosine, spearman, perplexity, or FILE.py:FUNCTION.",
-    ),
-    click.option(
-        "--provider",
-        "providers",
-        multiple=True,
-        metavar="NAME",
-        help="cpu, cuda, tensorrt, openvino, coreml, ...; may be repeated.",
-    ),
-    click.option(
-        "--threads",
-        type=click.IntRange(0),
-        default=1,
-        show_default=True,
-        help="Threads of the latency measurement; 0: all cores.",
-    ),
-    click.option(
-        "--batch",
-        type=click.IntRange(1),
-        default=1,
-        show_default=True,
-        help="Samples per run in the latency measurement.",
-    ),
-    click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything that is drawn."),
+_metric = click.option(
+    "--metric",
+    metavar="NAME",
+    help="top1, top5, f1, auc, mse, mae, psnr, cosine, spearman, perplexity, or FILE.py:FUNCTION.",
 )
+_providers = click.option(
+    "--provider",
+    "providers",
+    multiple=True,
+    metavar="NAME",
+    help="cpu, cuda, tensorrt, openvino, coreml, ...; may be repeated.",
+)
+_threads = click.option(
+    "--threads",
+    type=click.IntRange(0),
+    default=1,
+    show_default=True,
+    help="Threads of the latency measurement; 0: all cores.",
+)
+_batch = click.option(
+    "--batch",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Samples per run in the latency measurement.",
+)
+_seed = click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of everything that is drawn."
+)
+_target_options = _shared(_metric, _providers, _threads, _batch, _seed)
 _limit_options = _shared(
     click.option(
         "--max-drop",
@@ -113,6 +114,9 @@ def _refusing(function: Command) -> Command:
             return function(*args, **options)
         except CompressorError as error:
             click.echo(f"Error: {error}", err=True)
+            sys.exit(1)
+        except OSError as error:
+            click.echo(f"Error: the output cannot be printed: {error.strerror}.", err=True)
             sys.exit(1)
         except KeyboardInterrupt:
             click.echo("Interrupted: the input is untouched and no half-written file is left.", err=True)
@@ -194,15 +198,18 @@ def compress_model(model: Path, output: Path | None, **options: Any) -> None:
 @main.command()
 @click.argument("models", type=_path, nargs=-1, required=True)
 @click.option("--data", metavar="DATA", help="Samples to time on; default: made-up inputs.")
-@_target_options
+@_providers
+@_threads
+@_batch
+@_seed
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @_refusing
 def bench(models: tuple[Path, ...], **options: Any) -> None:
     """Time models side by side, interleaved; ratios are against the first."""
-    from compressor import console, questions
+    from compressor import console, evaluation
 
     with console.Screen(options["as_json"]) as screen:
-        timed = questions.bench(
+        timed = evaluation.bench(
             models, data=options["data"], target=_target(options), progress=screen.progress
         )
     console.print_latencies([str(m) for m in models], timed, options["as_json"])
@@ -212,15 +219,17 @@ def bench(models: tuple[Path, ...], **options: Any) -> None:
 @click.argument("model", type=_path)
 @click.option("--data", required=True, metavar="DATA", help="Evaluation samples.")
 @click.option("--reference", type=_path, help="A model to compare with, on the same samples.")
-@_target_options
+@_metric
+@click.option("--provider", metavar="NAME", default="cpu", show_default=True, help="Where it runs.")
+@_seed
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @_refusing
 def evaluate(model: Path, data: str, reference: Path | None, **options: Any) -> None:
     """Score MODEL on labelled samples, with a 95 % interval."""
-    from compressor import console, questions
+    from compressor import console, evaluation
 
     with console.Screen(options["as_json"]) as screen:
-        found = questions.evaluate(
+        found = evaluation.evaluate(
             model, data, reference=reference, target=_target(options), progress=screen.progress
         )
     console.print_evaluation(found, options["as_json"])
@@ -261,9 +270,9 @@ def check(candidate: Path, reference: Path, **options: Any) -> None:
 @_refusing
 def inspect(model: Path, as_json: bool) -> None:
     """Show what is in MODEL and what can be compressed."""
-    from compressor import console, questions
+    from compressor import console, inspection
 
-    console.print_inspection(questions.inspect(model), as_json)
+    console.print_inspection(inspection.inspect(model), as_json)
 
 
 @main.command()
@@ -271,12 +280,12 @@ def inspect(model: Path, as_json: bool) -> None:
 @_refusing
 def passes(name: str | None) -> None:
     """List the passes, or show one pass's page."""
-    from compressor import console, questions
+    from compressor import console, pages
 
     if name is None:
-        console.print_overview(questions.overview())
+        console.print_overview(pages.overview())
     else:
-        console.print_page(questions.page(name))
+        console.print_page(pages.page(name))
 
 
 @main.command()
@@ -284,16 +293,16 @@ def passes(name: str | None) -> None:
 @_refusing
 def doctor(as_json: bool) -> None:
     """Show versions, the providers that really load, and what to install."""
-    from compressor import console, questions
+    from compressor import console, diagnosis
 
-    console.print_diagnosis(questions.doctor(), as_json)
+    console.print_diagnosis(diagnosis.doctor(), as_json)
 
 
 def _target(options: dict[str, Any]) -> Target:
     from compressor.compressing import Target
 
-    given = {key: options[key] for key in ("metric", "threads", "batch", "seed")}
-    return Target(providers=options["providers"] or ("cpu",), **given)
+    given = {key: options[key] for key in ("metric", "threads", "batch", "seed") if key in options}
+    return Target(providers=options.get("providers") or options.get("provider", "cpu"), **given)
 
 
 def _limits(options: dict[str, Any]) -> Limits:

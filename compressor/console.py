@@ -28,8 +28,11 @@ from compressor.gate import broken
 from compressor.report import Report, Verdict, drop_words, headline, rows, verdict_words
 
 if TYPE_CHECKING:
+    from compressor.diagnosis import Diagnosis
+    from compressor.evaluation import Evaluation
+    from compressor.inspection import Inspection
     from compressor.latency import Latency
-    from compressor.questions import Diagnosis, Evaluation, Inspection, Page
+    from compressor.pages import Page
 
 
 class _Output(Console):

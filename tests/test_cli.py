@@ -1,6 +1,7 @@
 """The command line: what it prints, what it writes, how it exits."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -227,3 +228,55 @@ def test_npz_given_by_hand_with_a_broken_metric_name(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", features=np.zeros((3, 30), np.float32), labels=np.array([0, 1, 0]))
     done = run(MLP, "-o", tmp_path / "o.onnx", "--data", tmp_path / "d.npz", "--metric", "top2")
     assert (done.exit_code, "top" in done.output) == (1, True)
+
+
+def in_a_shell(line: str) -> subprocess.CompletedProcess[str]:
+    words = f"{sys.executable} -c 'from compressor.cli import main; main()'"
+    return subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {line.replace('compress', words, 1)}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("compress inspect {m} | head -1", 0),
+        ("compress inspect {m} >&-", 0),
+        ("compress inspect {m} > /dev/full", 1),
+        ("compress .", 1),
+    ],
+)
+def test_odd_outputs_and_inputs_give_no_traceback(line: str, code: int) -> None:
+    done = in_a_shell(line.format(m=MLP))
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == code
+
+
+def test_evaluate_refuses_a_reference_with_other_inputs() -> None:
+    done = run("evaluate", MLP, "--data", TEST, "--reference", SAMPLES / "digits_lstm.onnx")
+    assert (done.exit_code, "they cannot be compared" in done.output) == (1, True)
+
+
+def test_an_empty_pipeline_is_refused(tmp_path: Path) -> None:
+    done = run(MLP, "-o", tmp_path / "o.onnx", "-p", "")
+    assert (done.exit_code, "The pipeline is empty" in done.output) == (1, True)
+
+
+def test_a_metric_of_the_user_that_raises_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def bad(outputs, labels):\n    raise ValueError('no')\n")
+    done = run("evaluate", MLP, "--data", TEST, "--metric", f"{tmp_path}/mine.py:bad")
+    assert (done.exit_code, "raised ValueError: no." in done.output) == (1, True)
+    assert len(done.output.strip().splitlines()) == 1
+
+
+def test_the_gate_says_when_it_judges_agreement_for_lack_of_labels(tmp_path: Path) -> None:
+    with np.load(TEST) as arrays:
+        np.savez(tmp_path / "d.npz", features=arrays["features"])
+    done = run("check", MLP, "--reference", MLP, "--data", tmp_path / "d.npz", "--max-drop", "0.5")
+    assert done.exit_code == 0
+    assert "max-drop (of agreement: no labels)" in done.output
+    assert "top1 agreement with the original" in done.output

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor.questions import overview
+from compressor.pages import overview
 from compressor.report import schema
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -141,3 +141,22 @@ def test_models_in_memory_are_taken_too() -> None:
     result = compressor.compress(proto, "quantize-weights")
     assert result.report.ratio > 2
     assert result.report.evaluated_on.startswith("16 samples without labels")
+
+
+def test_a_pass_and_a_list_of_passes_are_pipelines_too() -> None:
+    from passes.optimize import Optimize
+    from passes.quantize_weights import QuantizeWeights
+
+    path = SAMPLES / "breast_cancer_mlp.onnx"
+    one = compressor.compress(path, QuantizeWeights())
+    two = compressor.compress(path, [Optimize(), QuantizeWeights()])
+    assert two.report.pipeline == f"optimize,{one.report.pipeline}"
+    with pytest.raises(compressor.OptionError, match="made of passes or is a text, got 'optimize'"):
+        compressor.compress(path, ["optimize"])  # type: ignore[list-item]
+
+
+def test_what_is_no_model_is_said() -> None:
+    with pytest.raises(compressor.ModelError, match="a ModelProto, got bytes"):
+        compressor.compress(b"model")  # type: ignore[arg-type]
+    with pytest.raises(compressor.OptionError, match="bench needs a list of models"):
+        compressor.bench("model.onnx")

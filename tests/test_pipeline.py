@@ -130,6 +130,8 @@ def test_any_text_is_read_or_refused_by_an_option_error(text: str) -> None:
         pytest.param("every{number=-2.5e-3}", "number", -0.0025, id="negative"),
         pytest.param("every{number=2}", "number", 2.0, id="an int for a float"),
         pytest.param("every{words=('a',)}", "words", ("a",), id="tuple of one"),
+        pytest.param("every{words='a*'}", "words", ("a*",), id="one text for a tuple"),
+        pytest.param("every{flag=true}", "flag", True, id="true as a shell writes it"),
         pytest.param("every{words=['a b', '](']}", "words", ("a b", "]("), id="list becomes tuple"),
         pytest.param("every{words=()}", "words", (), id="empty tuple"),
         pytest.param("every{maybe=None}", "maybe", None, id="None"),
@@ -208,7 +210,7 @@ def test_points_at_what_cannot_be_read(text: str, message: str) -> None:
         ({"flag": 1}, "every: option 'flag' must be a valid boolean, got 1."),
         ({"choice": "three"}, "every: option 'choice' must be one of 'one' or 'two', got 'three'."),
         ({"either": 5}, "every: option 'either' must be 'auto' or a valid boolean, got 5."),
-        ({"words": "a"}, "every: option 'words' must be a valid tuple, got 'a'."),
+        ({"words": 5}, "every: option 'words' must be a valid tuple, got 5."),
         ({"words": (1,)}, "every: option 'words' must be a valid string, got 1."),
     ],
 )

@@ -73,3 +73,12 @@ def test_a_result_that_differs_is_dropped_with_the_reason(monkeypatch: pytest.Mo
 
 def test_it_is_found_by_its_name() -> None:
     assert Pipeline.parse("fold-batchnorm") == Pipeline(FoldBatchnorm())
+
+
+def test_every_batchnorm_that_stays_is_listed_even_without_names() -> None:
+    text = """<ir_version: 8, opset_import: ["": 13]> m (float[1,2,3,3] x) => (float[1,2,3,3] y)
+        <float[2] g = {1.0, 2.0}, float[2] z = {0.0, 0.5}> {
+        a = Relu(x) b = BatchNormalization(a, g, z, z, g) c = Relu(b) y = BatchNormalization(c, g, z, z, g) }"""
+    made = Pipeline(FoldBatchnorm()).run(ir.from_proto(onnx.parser.parse_model(text)), Context())
+    assert made.changes[0].touched == ()
+    assert made.changes[0].declined == dict.fromkeys("by", "no layer with weights stands alone before it")

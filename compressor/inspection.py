@@ -1,0 +1,76 @@
+"""What is in a model, and what could be compressed."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from compressor.compressing import ModelLike
+from compressor.graph import nodes, opset
+from compressor.measurement import size_of
+from compressor.model_io import invalid_reason, load
+from compressor.placement import Selection, plan
+from compressor.prepare import prepare
+from compressor.report import Size
+from compressor.summary import Summary, summarize
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is in a model: name -> type and shape of its inputs and outputs, pass -> what it finds."""
+
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    opset: int
+    summary: Summary
+    size: Size
+    invalid: str | None
+    compressible: dict[str, str]
+
+
+def inspect(model: ModelLike) -> Inspection:
+    """Inputs, operators, parameters, MACs, sparsity, quantized or not, and what the passes would find."""
+    found = load(model)
+    ready = prepare(found).model
+    source = Path(model) if isinstance(model, (str, os.PathLike)) else found
+    summary = summarize(found)
+    shaped = summarize(ready)
+    return Inspection(
+        inputs={str(v.name): _type(v) for v in found.graph.inputs if v.name not in found.graph.initializers},
+        outputs={str(v.name): _type(v) for v in found.graph.outputs},
+        opset=opset(found),
+        summary=Summary(
+            summary.operators, summary.parameters, summary.nonzero, shaped.macs, summary.quantized
+        ),
+        size=size_of(source),
+        invalid=invalid_reason(found),
+        compressible=_compressible(ready),
+    )
+
+
+def _type(value: ir.Value) -> str:
+    dims = (
+        "?"
+        if value.shape is None
+        else "x".join(str(d) if isinstance(d, int) else str(d.value or "?") for d in value.shape)
+    )
+    return f"{value.dtype.name.lower() if value.dtype else 'unknown'} {dims}".strip()
+
+
+def _compressible(ready: ir.Model) -> dict[str, str]:
+    """Pass name -> what it would find in a prepared model."""
+    found = plan(ready, Selection())
+    products = [n for n in nodes(ready) if n.op_type in ("MatMul", "Gemm", "LSTM", "Attention")]
+    made = {"quantize-int8": f"{len(found.compute)} convolutions and matrix products"}
+    if found.declined:
+        why = next(iter(found.declined.items()))
+        made["quantize-int8"] += f"; {len(found.declined)} stay float (as {why[0]}: {why[1]})"
+    made["quantize-dynamic"] = f"{len(products)} matrix products and LSTMs"
+    return made
