@@ -185,9 +185,11 @@ def test_whole_numbers_in_a_table_fit_integer_inputs(tmp_path: Path) -> None:
     assert rows(open_samples(path, model_of(("x", I64, ["n", 2])))).dtype == np.int64
 
 
-def test_text_labels_become_the_index_of_the_text_in_sorted_order(tmp_path: Path) -> None:
-    path = write_csv(tmp_path, "p,q,labels", "1,2,dog", "1,2,cat", "1,2,dog")
-    assert labels_of(open_samples(path, VECTOR)) == [1, 0, 1]
+def test_labels_that_are_text_are_refused_since_only_the_model_knows_their_order(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("a,b,labels\n1,2,cat\n3,4,ant\n")
+    with pytest.raises(DataError, match=r"the labels are text \('ant', 'cat'\). Give the numbers"):
+        open_samples(path, VECTOR)
 
 
 def test_an_empty_cell_is_not_finite(tmp_path: Path) -> None:
@@ -232,7 +234,7 @@ def test_parquet_reads_like_csv(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    table = pyarrow.table({"p": [1, 3], "labels": ["b", "a"], "q": [2.5, -4.0]})
+    table = pyarrow.table({"p": [1, 3], "labels": [1, 0], "q": [2.5, -4.0]})
     parquet.write_table(table, tmp_path / "t.parquet")
     samples = open_samples(tmp_path / "t.parquet", VECTOR)
     assert rows(samples).tolist() == [[1, 2.5], [3, -4]]

@@ -19,7 +19,7 @@ def read_table(path: Path, inputs: Sequence[Input], labels: str | None) -> Rows:
     """The samples of a table, one per row.
 
     With one vector input [N,F] all columns but the labels, in their order, are the features. Inputs [N] and
-    [N,1] take the column of their name. Labels that are text become the index of the text in sorted order.
+    [N,1] take the column of their name. Labels must be numbers: which class a text stands for only the model knows.
 
     Raises:
         DataError: the file cannot be read, a cell is no number, or an input is neither number nor vector.
@@ -37,7 +37,10 @@ def read_table(path: Path, inputs: Sequence[Input], labels: str | None) -> Rows:
     if label in table:
         codes = table[label]
         if codes.dtype.kind not in "iufb":
-            codes = np.unique(codes, return_inverse=True)[1].astype(np.int64)
+            found = ", ".join(repr(str(text)) for text in np.unique(codes)[:4])
+            raise DataError(
+                f"the labels are text ({found}). Give the numbers of the model's classes, 0, 1, ..."
+            )
         named[label] = ArrayColumn.of(label, codes)
     return _assign(named, inputs, label, labels)
 
