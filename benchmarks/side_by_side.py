@@ -131,7 +131,7 @@ def work(variant: str, model: str, calibration: str, out: str, method: str) -> N
 def ours(model: str, calibration: str, out: str, method: str) -> None:
     """The command's default pipeline, calibration method aside, without the measurements that follow it."""
     from compressor.data import open_samples
-    from compressor.defaults import choose
+    from compressor.defaults import FALLBACK, choose
     from compressor.model_io import load, save
     from compressor.pipeline import Context, Pipeline
 
@@ -139,7 +139,10 @@ def ours(model: str, calibration: str, out: str, method: str) -> None:
     recipe = choose(original, calibrated=True).recipe
     recipe += f"{{calibration='{method}'}}" if recipe == "quantize-int8" else ""
     samples = open_samples(calibration, original, "calibration")
-    made = Pipeline.parse(recipe).run(original, Context(calibration=samples))
+    context = Context(calibration=samples)
+    made = Pipeline.parse(recipe).run(original, context)
+    if not any(change.touched for change in made.changes):
+        made = Pipeline.parse(FALLBACK.recipe).run(original, context)
     save(made.model, Path(out))
 
 

@@ -46,7 +46,7 @@ def calibrate(
     floored = _never_negative(model)
     inputs = {v.name for v in model.graph.inputs}
     probed = [name for name in wanted if name not in inputs]
-    session = Session(_probe(model, probed), Setup(threads=context.threads)) if probed else None
+    session = Session(_probe(model, probed), Setup(threads=context.threads, spin=False)) if probed else None
     seen = 0
     for batch in samples.batches(_batch_size(session, samples)):
         values = dict(batch.feeds)

@@ -269,7 +269,7 @@ def _made_up(model: ir.Model, seed: int) -> Samples:
 def _accuracy(
     original: ir.Model, result: ir.Model, samples: Samples, context: Context, where: Target
 ) -> tuple[Comparison, dict[str, Interval], str]:
-    setup = replace(where.setups()[0], threads=0)
+    setup = replace(where.setups()[0], threads=0, spin=False)
     before = outputs_on(original, samples, setup, context.progress, "evaluating the original")
     after = outputs_on(result, samples, setup, context.progress, "evaluating the result")
     labels = samples.labels if context.data is not None else None

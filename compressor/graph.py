@@ -70,8 +70,15 @@ def sole_consumer(value: ir.Value) -> ir.Node | None:
 def new_initializer(
     graph: ir.Graph, name: str, array: np.ndarray, dtype: ir.DataType | None = None
 ) -> ir.Value:
-    """Add a constant under `name`, made unique in this graph and its subgraphs."""
-    tensor = ir.tensor(np.asarray(array, order="C"), dtype=dtype, name=unique_name(graph, name))
+    """Add a constant under `name`, made unique in this graph; scans all names, so not for many at once."""
+    return add_initializer(graph, unique_name(graph, name), array, dtype)
+
+
+def add_initializer(
+    graph: ir.Graph, name: str, array: np.ndarray, dtype: ir.DataType | None = None
+) -> ir.Value:
+    """Add a constant under `name`, which must be free: see `new_initializer`."""
+    tensor = ir.tensor(np.asarray(array, order="C"), dtype=dtype, name=name)
     value = ir.Value(
         name=tensor.name,
         type=ir.TensorType(tensor.dtype),

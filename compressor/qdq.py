@@ -15,7 +15,7 @@ import onnx_ir as ir
 from compressor import quantization as q
 from compressor.bias_correction import shift
 from compressor.clipping import Range
-from compressor.graph import attribute, constant, new_initializer, remove_dead
+from compressor.graph import add_initializer, attribute, constant, remove_dead
 from compressor.packing import names_of
 from compressor.placement import Plan
 
@@ -174,7 +174,7 @@ class Writer:
         return found
 
     def _store(self, name: str, array: np.ndarray) -> ir.Value:
-        return new_initializer(self.graph, self._fresh(name), array)
+        return add_initializer(self.graph, self._fresh(name), array)
 
     def _take_over_output(self, value: ir.Value, real: ir.Value) -> None:
         """The dequantized value becomes the graph's output, under the output's name."""

@@ -107,6 +107,8 @@ class Setup:
         provider: name of the execution provider.
         threads: intra-op threads; 0 is onnxruntime's own choice (one per core).
         optimize: False runs the graph as it is written.
+        spin: let idle threads burn their core while they wait, as onnxruntime does by default. Without, work that
+            is not timed leaves the machine to others.
         dump: a file that receives the graph as onnxruntime optimized it.
         profile: a path prefix that switches the per-node profile on.
     """
@@ -114,6 +116,7 @@ class Setup:
     provider: str = "cpu"
     threads: int = 0
     optimize: bool = True
+    spin: bool = True
     dump: Path | None = None
     profile: Path | None = None
 
@@ -313,6 +316,8 @@ def _options(setup: Setup) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = setup.threads
+    if not setup.spin:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not setup.optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if setup.dump:
