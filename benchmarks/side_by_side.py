@@ -53,7 +53,9 @@ def main() -> None:
     parser.add_argument("--zoo", type=Path)
     parser.add_argument("--calibration", type=int, default=256, help="calibration samples")
     parser.add_argument("--test", type=int, default=2000, help="test samples at most")
-    parser.add_argument("--method", default="minmax", help="minmax, entropy or percentile, for all tools")
+    parser.add_argument(
+        "--method", default="default", help="minmax, entropy or percentile, for all tools alike"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -137,7 +139,7 @@ def ours(model: str, calibration: str, out: str, method: str) -> None:
 
     original = load(model)
     recipe = choose(original, calibrated=True).recipe
-    recipe += f"{{calibration='{method}'}}" if recipe == "quantize-int8" else ""
+    recipe += f"{{calibration='{method}'}}" if recipe == "quantize-int8" and method != "default" else ""
     samples = open_samples(calibration, original, "calibration")
     context = Context(calibration=samples)
     made = Pipeline.parse(recipe).run(original, context)
@@ -165,7 +167,7 @@ def theirs(variant: str, model: str, calibration: str, out: str, method: str) ->
         def get_next(self):
             return next(self._batches, None)
 
-    methods = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
+    methods = {"default": "MinMax", "minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
     options = {"calibrate_method": q.CalibrationMethod[methods[method]]}
     source = model
     if variant == "ort best":

@@ -51,7 +51,7 @@ class QuantizeInt8(Pass):
     needs: ClassVar[tuple[Literal["calibration", "data", "train"], ...]] = ("calibration",)
     opset: ClassVar[int] = 13
 
-    calibration: Method = Field("minmax", description="how activation ranges are chosen")
+    calibration: Method = Field("mse", description="how activation ranges are chosen")
     percentile: float = Field(
         99.99, gt=50, le=100, description="for calibration='percentile': the share kept at each end"
     )

@@ -194,7 +194,7 @@ def test_passes_lists_all_and_shows_one() -> None:
         name in listed for name in ("quantize-int8", "quantize-dynamic", "quantize-weights", "optimize")
     )
     page = run("passes", "quantize-int8").output
-    assert "calibration = 'minmax'" in page
+    assert "calibration = 'mse'" in page
     assert run("passes", "quantise-int8").exit_code == 1
 
 
