@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from compressor.compressing import Result, Target, check, compress
+    from compressor.compressing import Result, check, compress
     from compressor.data import Samples, open_samples
     from compressor.diagnosis import doctor
     from compressor.errors import CompressorError, DataError, GateError, ModelError, OptionError
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from compressor.inspection import inspect
     from compressor.model_io import load, save
     from compressor.pipeline import Change, Context, Pass, Pipeline
+    from compressor.proof import Target
     from compressor.report import Report
     from compressor.runtime import Session
 
@@ -40,7 +41,7 @@ _HOME = {
     "Result": "compressing",
     "Samples": "data",
     "Session": "runtime",
-    "Target": "compressing",
+    "Target": "proof",
     "bench": "evaluation",
     "check": "compressing",
     "compress": "compressing",

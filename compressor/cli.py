@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from compressor.compressing import Target
     from compressor.gate import Limits
+    from compressor.proof import Target
     from compressor.report import Report
 
 Command = Callable[..., Any]
@@ -299,7 +299,7 @@ def doctor(as_json: bool) -> None:
 
 
 def _target(options: dict[str, Any]) -> Target:
-    from compressor.compressing import Target
+    from compressor.proof import Target
 
     given = {key: options[key] for key in ("metric", "threads", "batch", "seed") if key in options}
     return Target(providers=options.get("providers") or options.get("provider", "cpu"), **given)

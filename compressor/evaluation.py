@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from compressor import metrics, runtime
-from compressor.compressing import DataLike, ModelLike, Target, require_same_interface
 from compressor.data import open_samples, synthetic
 from compressor.errors import OptionError
 from compressor.latency import Latency
 from compressor.measurement import latencies, outputs_on
 from compressor.model_io import load
 from compressor.pipeline import Progress, silent
+from compressor.proof import DataLike, ModelLike, Target, require_same_interface
 from compressor.statistics import Interval
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from compressor.compressing import ModelLike
 from compressor.graph import nodes, opset
 from compressor.measurement import size_of
 from compressor.model_io import invalid_reason, load
 from compressor.placement import Selection, plan
 from compressor.prepare import prepare
+from compressor.proof import ModelLike
 from compressor.report import Size
 from compressor.summary import Summary, summarize
 

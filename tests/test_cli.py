@@ -115,12 +115,12 @@ def test_strict_writes_nothing_when_a_limit_is_broken(tmp_path: Path) -> None:
 def test_a_slower_default_result_is_not_kept_and_the_first_line_names_the_option(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from compressor import compressing
+    from compressor import proof
     from compressor.latency import Latency, Ratio, Timing
 
     timing = Timing(1.0, 1.0, 1.0)
     slow = Latency("cpu", 1, 1, 5, (timing, timing), (Ratio(0.8, 0.79, 0.81, 0.01, "cpu"),))
-    monkeypatch.setattr(compressing, "latencies", lambda *_, **__: (slow,))
+    monkeypatch.setattr(proof, "latencies", lambda *_, **__: (slow,))
     out = tmp_path / "o.onnx"
     done = run(SAMPLES / "digits_lstm.onnx", "-o", out)
     assert done.exit_code == 3

@@ -1,0 +1,209 @@
+"""Measuring a result against its original, into a report; and what must hold before that is worth while."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from compressor import metrics
+from compressor.data import Samples, open_samples, synthetic
+from compressor.errors import DataError, ModelError, OptionError
+from compressor.gate import Limits
+from compressor.measurement import environment, latencies, outputs_on, size_of
+from compressor.model_io import (
+    PIPELINE_KEY,
+    VERSION_KEY,
+    as_written,
+    load,
+    tool_version,
+)
+from compressor.pipeline import Change, Compressed, Context
+from compressor.report import Report, Step
+from compressor.runtime import Session, Setup, require_provider, short_name
+from compressor.statistics import Interval
+
+if TYPE_CHECKING:
+    from compressor.metrics import Comparison
+
+ModelLike = str | os.PathLike[str] | ir.Model | onnx.ModelProto
+DataLike = str | os.PathLike[str] | Samples | Mapping[str, np.ndarray] | np.ndarray
+_SYNTHETIC = 16
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the result is measured.
+
+    Args:
+        providers: names of onnxruntime's execution providers; passes work for the first.
+        threads: intra-op threads of the latency measurement; 0 is onnxruntime's choice.
+        batch: samples per run in the latency measurement; a fixed batch axis keeps its own.
+        metric: name of a metric, or `file.py:function`; None chooses by the labels.
+        seed: for everything that is drawn.
+    """
+
+    providers: tuple[str, ...] | str = ("cpu",)
+    threads: int = 1
+    batch: int = 1
+    metric: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be measured."""
+        if isinstance(self.providers, str):
+            object.__setattr__(self, "providers", (self.providers,))
+        if not self.providers:
+            raise OptionError("providers: at least one is needed.")
+        if self.threads < 0 or self.batch < 1:
+            raise OptionError(
+                f"threads must be 0 or more and batch 1 or more, got {self.threads} and {self.batch}."
+            )
+        for provider in self.providers:
+            require_provider(provider)
+
+    def setups(self) -> list[Setup]:
+        """One runtime setup per provider."""
+        return [Setup(provider=short_name(p), threads=self.threads) for p in self.providers]
+
+
+def measured(
+    source: ir.Model | Path, made: Compressed, context: Context, where: Target, notes: list[str]
+) -> Report:
+    """Size, accuracy and latency of the original and of the result."""
+    original = context.original if context.original is not None else load(source)
+    real = context.data if context.data is not None else context.calibration
+    samples = made_up(original, where.seed) if real is None else real
+    accuracy, agreement, on = _accuracy(original, made.model, samples, context, where)
+    if real is None:
+        notes = [
+            *notes,
+            "Accuracy was NOT verified on real data: agreement is on made-up inputs. Give --data FILE.",
+        ]
+    elif context.data is None:
+        notes = [
+            *notes,
+            "Accuracy was compared on the calibration samples, which flatters it. Give --data FILE.",
+        ]
+    if accuracy.verified == "agreement" and context.data is not None:
+        notes = [
+            *notes,
+            "The evaluation samples have no labels: compared is the agreement with the original.",
+        ]
+    timed = latencies(
+        [original, made.model], samples, where.setups(), where.batch, context.progress, where.seed
+    )
+    if any(latency.batch != where.batch for latency in timed):
+        notes = [*notes, f"The model fixes its batch axis: timed with {timed[0].batch}, not {where.batch}."]
+    return Report(
+        model=str(source) if isinstance(source, Path) else str(original.graph.name or "model"),
+        output=None,
+        pipeline=str(made.pipeline),
+        before=size_of(source),
+        after=size_of(as_written(made.model, metadata(str(made.pipeline)))),
+        accuracy=accuracy,
+        agreement=agreement,
+        evaluated_on=on,
+        made_up=real is None,
+        latency=timed,
+        steps=tuple(_step(change) for change in made.changes),
+        notes=tuple(notes),
+        environment=environment(),
+    )
+
+
+def made_up(model: ir.Model, seed: int) -> Samples:
+    """Synthetic samples that the model accepts."""
+    samples = synthetic(model, _SYNTHETIC, seed)
+    try:
+        outputs_on(model, samples.take(1), Setup())
+    except ModelError as error:
+        raise DataError(f"Made-up inputs do not run ({error}). Give real samples with --data.") from error
+    return samples
+
+
+def _accuracy(
+    original: ir.Model, result: ir.Model, samples: Samples, context: Context, where: Target
+) -> tuple[Comparison, dict[str, Interval], str]:
+    setup = replace(where.setups()[0], threads=0, spin=False)
+    before = outputs_on(original, samples, setup, context.progress, "evaluating the original")
+    after = outputs_on(result, samples, setup, context.progress, "evaluating the result")
+    labels = samples.labels if context.data is not None else None
+    metric = where.metric if labels is not None else None
+    compared = metrics.compare(metric, before, after, labels, where.seed)
+    kind = "labelled samples" if labels is not None else "samples without labels"
+    return (
+        compared,
+        dict(metrics.agreement(before, after, where.seed)),
+        f"{len(samples)} {kind} of {samples.source}",
+    )
+
+
+def require_data(data: DataLike | None, where: Target, limits: Limits) -> None:
+    """Fail when what is asked for cannot be told without evaluation samples."""
+    asked = "max-drop" if limits.max_drop is not None else "metric" if where.metric is not None else None
+    if data is None and asked:
+        raise DataError(f"{asked} needs evaluation samples. Give --data FILE.npz, or data=... in Python.")
+
+
+def require_runs(model: ir.Model, where: Target) -> None:
+    """Fail before any work when onnxruntime cannot load the model on a provider that will be measured."""
+    for setup in where.setups():
+        Session(model, setup)
+
+
+def opened(data: DataLike | None, model: ir.Model, what: str) -> Samples | None:
+    """The samples, their values checked before anything runs."""
+    if data is None:
+        return None
+    samples = open_samples(data, model, what)
+    len(samples)
+    return samples
+
+
+def check_labels(samples: Samples | None, model: ir.Model, where: Target) -> None:
+    """Fail on unusable labels or an unknown metric before any work is done, by running one sample."""
+    if samples is None:
+        return
+    labels = samples.labels
+    first = outputs_on(model, samples.take(1), Setup())
+    name = where.metric or metrics.default_metric(first, None if labels is None else labels[:1])
+    if labels is not None or where.metric is not None:
+        shaped = [np.broadcast_to(o, (len(samples), *o.shape[1:])) for o in first]
+        metrics.check_labels(name, labels, shaped)
+
+
+def require_same_interface(old: ir.Model, new: ir.Model) -> None:
+    """Raise ModelError unless both models have inputs and outputs of the same names."""
+    for kind, a, b in (
+        ("inputs", old.graph.inputs, new.graph.inputs),
+        ("outputs", old.graph.outputs, new.graph.outputs),
+    ):
+        names = [
+            [v.name for v in side if v.name not in g.graph.initializers] for side, g in ((a, old), (b, new))
+        ]
+        if names[0] != names[1]:
+            raise ModelError(
+                f"The candidate's {kind} {names[1]} are not the reference's {names[0]}; they cannot be compared."
+            )
+
+
+def metadata(recipe: str) -> dict[str, str]:
+    """What is stored in the file: the recipe, and the tool's version."""
+    return {PIPELINE_KEY: recipe, VERSION_KEY: tool_version()}
+
+
+def _step(change: Change) -> Step:
+    return Step(
+        recipe=change.recipe,
+        touched=len(change.touched),
+        declined=dict(change.declined),
+        figures=dict(change.figures),
+        seconds=change.seconds,
+    )
