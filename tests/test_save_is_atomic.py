@@ -316,14 +316,17 @@ if not child:
     os._exit(0)
 os.waitpid(child, 0)
 whole.append(state())
-seen, left = set(), 0
-for _ in range(40):
+seen, left, kills = set(), 0, 0
+begun = time.monotonic()
+# at least 40 kills, and on, on a busy machine, until both models and a leftover were seen
+while kills < 40 or ((len(seen) < 2 or not left) and time.monotonic() - begun < 45):
+    kills += 1
     child = os.fork()
     if not child:
         while True:
             for model in models:
                 save(model, target, external=external)
-    time.sleep(draw.uniform(0.002, 0.05))
+    time.sleep(draw.uniform(0.002, 0.05) * (1 + kills // 40))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     now = state()
