@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect as python_inspect
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args, get_origin
 
 from compressor.discover import find, names
 from compressor.errors import OptionError
@@ -43,13 +43,25 @@ def _first_line(name: str) -> str:
 
 def _option(cls: type[Pass], key: str) -> tuple[str, str, str]:
     field = cls.model_fields[key]
-    kind = (
-        str(field.annotation).replace("typing.", "")
-        if field.annotation not in (int, float, bool, str)
-        else field.annotation.__name__
-    )
-    limits = ", ".join(_limit(m) for m in field.metadata)
-    return (f"{kind} {limits}".strip(), repr(field.default), field.description or "")
+    limits = ", ".join(_limit(rule) for rule in field.metadata)
+    return (f"{_kind(field.annotation)} {limits}".strip(), repr(field.default), field.description or "")
+
+
+def _kind(annotation: object) -> str:
+    """A type as the text form spells it: choices as they are written, a tuple as texts.
+
+    >>> _kind(Literal["a", "b"] | bool), _kind(tuple[str, ...]), _kind(int)
+    ("'a' | 'b' | True | False", 'texts', 'int')
+    """
+    if annotation is bool:
+        return "True | False"
+    if get_origin(annotation) is tuple:
+        return "texts"
+    if get_origin(annotation) is Literal:
+        return " | ".join(repr(choice) for choice in get_args(annotation))
+    if get_args(annotation):
+        return " | ".join(_kind(part) for part in get_args(annotation))
+    return getattr(annotation, "__name__", str(annotation))
 
 
 def _limit(rule: object) -> str:
