@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from math import gcd
+from math import frexp, gcd
 from typing import Literal, Self
 
 import numpy as np
@@ -123,7 +123,7 @@ class Histogram(Observer):
         rows = batch.reshape(batch.shape[0] if batch.ndim > 1 else 1, -1)
         seen = rows[:, :: stride(rows.shape[1], BUDGET)]
         self._widen(_exponent(self.extremes))
-        index = (seen * np.float32(BINS / 2.0 ** (self.exponent or 0))).astype(np.float32)
+        index = np.multiply(seen, np.float32(BINS / 2.0 ** (self.exponent or 0)), dtype=np.float32)
         places = np.floor(index, out=index).astype(np.intp).ravel()
         places += BINS
         self.counts += np.bincount(places, minlength=2 * BINS)
@@ -178,7 +178,7 @@ def extremes_of(batch: np.ndarray) -> Range:
 def _exponent(extremes: MinMax) -> int:
     """The least exponent with |x| < 2^exponent for all values seen."""
     widest = max(abs(extremes.low), abs(extremes.high))
-    return int(np.clip(np.frexp(np.float32(widest))[1], -60, 128)) if widest else -60
+    return min(max(frexp(widest)[1], -60), 128) if widest else -60
 
 
 def _widened(counts: np.ndarray, steps: int) -> np.ndarray:
