@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from math import isfinite
 from typing import TYPE_CHECKING
 
@@ -48,19 +49,36 @@ def calibrate(
     probed = [name for name in wanted if name not in inputs]
     session = Session(_probe(model, probed), Setup(threads=context.threads, spin=False)) if probed else None
     seen = 0
-    for batch in samples.batches(_batch_size(session, samples)):
-        values = dict(batch.feeds)
-        if session is not None:
-            values |= dict(zip(session.outputs, session.run(batch.feeds), strict=True))
-        for name in wanted:
-            array = values[name]
-            whole = array.ndim and array.shape[0] == samples.rows(batch.feeds)
-            array = array[: batch.count] if whole else array
-            if array.size:
-                observers[name].observe(array, _extremes(name, array, seen, name in floored))
-        seen += batch.count
-        context.progress("calibrating", seen, len(samples))
+    with ThreadPoolExecutor(1) as beside:  # one batch is looked at while the next one runs
+        looking: Future[None] | None = None
+        for batch in samples.batches(_batch_size(session, samples)):
+            values = dict(batch.feeds)
+            if session is not None:
+                values |= dict(zip(session.outputs, session.run(batch.feeds), strict=True))
+            if looking is not None:
+                looking.result()
+            rows = samples.rows(batch.feeds)
+            shown = {name: _real(values[name], rows, batch.count) for name in wanted}
+            looking = beside.submit(_look, shown, observers, floored, seen)
+            seen += batch.count
+            context.progress("calibrating", seen, len(samples))
+        if looking is not None:
+            looking.result()
     return {name: observers[name].range() for name in wanted}
+
+
+def _real(array: np.ndarray, rows: int, count: int) -> np.ndarray:
+    """The part of a value that belongs to real samples, where its first axis is the batch."""
+    return array[:count] if array.ndim and array.shape[0] == rows else array
+
+
+def _look(
+    shown: Mapping[str, np.ndarray], observers: Mapping[str, Observer], floored: set[str | None], seen: int
+) -> None:
+    """Show one batch of every value to its observer; `seen` samples went before."""
+    for name, array in shown.items():
+        if array.size:
+            observers[name].observe(array, _extremes(name, array, seen, name in floored))
 
 
 def _never_negative(model: ir.Model) -> set[str | None]:
