@@ -48,8 +48,9 @@ def activation_grid(low: float, high: float, kind: Kind = "uint8", symmetric: bo
             return _grid(widest / 255, 0, kind)
         return _grid(widest / 127, 0 if kind == "int8" else 128, kind)
     scale = np.float32((high - low) / 255)
-    if scale < _TINY:
-        return _grid(1.0 if high == low else float(_TINY), info.min if low == 0 else info.max, kind)
+    if high == low:
+        return _grid(1.0, info.min, kind)
+    scale = max(scale, _TINY)
     zero = int(np.clip(np.rint(info.min - low / scale), info.min, info.max))
     return _grid(float(scale), zero, kind)
 

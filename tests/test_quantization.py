@@ -143,3 +143,10 @@ def test_along_puts_channels_on_their_axis() -> None:
 def test_codes_round_half_to_even_as_onnx_does(kind: q.Kind) -> None:
     grid = q.Grid(np.asarray(np.float32(1)), np.asarray(0, kind))
     assert q.quantize(np.array([0.5, 1.5, 2.5], np.float32), grid).tolist() == [0, 2, 2]
+
+
+def test_a_range_too_narrow_for_float32_products_keeps_both_signs() -> None:
+    grid = q.activation_grid(-1e-31, 1.5e-28)
+    x = np.linspace(-1e-31, 1.5e-28, 101, dtype=np.float32)
+    back = q.dequantize(q.quantize(x, grid), grid)
+    np.testing.assert_allclose(back, x, rtol=0, atol=float(grid.scale) / 2 * (1 + 1e-6))
