@@ -50,7 +50,7 @@ def main() -> None:
     )
     parser.add_argument("triples", nargs="*", help="MODEL CALIBRATION TEST ..., or names with --zoo")
     parser.add_argument("--samples", action="store_true")
-    parser.add_argument("--zoo", type=Path)
+    parser.add_argument("--zoo", type=lambda text: Path(text).resolve())
     parser.add_argument("--calibration", type=int, default=256, help="calibration samples")
     parser.add_argument("--test", type=int, default=2000, help="test samples at most")
     parser.add_argument(
@@ -85,7 +85,7 @@ def cases(arguments: argparse.Namespace, folder: Path):
             yield name, arguments.zoo / manifest["file"], parts["calib"], parts["test"]
     elif not arguments.samples:
         for at in range(0, len(arguments.triples), 3):
-            model, calibration, test = (Path(p) for p in arguments.triples[at : at + 3])
+            model, calibration, test = (Path(p).resolve() for p in arguments.triples[at : at + 3])
             yield model.stem, model, calibration, test
 
 
@@ -185,6 +185,7 @@ def theirs(variant: str, model: str, calibration: str, out: str, method: str) ->
 def measure(model: Path, test: Path, rows: list[dict]) -> None:
     """Accuracy, latency and size of all variants that exist, beside the float model."""
     from compressor.data import open_samples
+    from compressor.errors import CompressorError
     from compressor.latency import measure as time_models
     from compressor.measurement import outputs_on
     from compressor.metrics import compare as paired
@@ -196,7 +197,7 @@ def measure(model: Path, test: Path, rows: list[dict]) -> None:
     for row in rows:
         try:
             Session(row["path"]) if "problem" not in row else None
-        except Exception as error:  # noqa: BLE001  a peer's file may fail in any way; the row says how
+        except CompressorError as error:  # the peer's file does not load; the row says why
             row["problem"] = str(error)[:160]
         alive += [] if "problem" in row else [row]
     before = outputs_on(model, samples, Setup())

@@ -76,7 +76,11 @@ _batch = click.option(
     help="Samples per run in the latency measurement.",
 )
 _seed = click.option(
-    "--seed", type=int, default=0, show_default=True, help="Seed of everything that is drawn."
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Seed of made-up samples, resampling and the order of timing.",
 )
 _target_options = _shared(_metric, _providers, _threads, _batch, _seed)
 _limit_options = _shared(

@@ -46,7 +46,7 @@ class Target:
         threads: intra-op threads of the latency measurement; 0 is onnxruntime's choice.
         batch: samples per run in the latency measurement; a fixed batch axis keeps its own.
         metric: name of a metric, or `file.py:function`; None chooses by the labels.
-        seed: for everything that is drawn.
+        seed: of made-up samples, resampling and the order of timing.
     """
 
     providers: tuple[str, ...] | str = ("cpu",)
