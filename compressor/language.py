@@ -56,7 +56,7 @@ def word(text: str, at: int, wanted: str) -> tuple[str, int]:
 
 def literal(text: str, at: int) -> tuple[Any, int]:
     """A Python literal or a bare word; brackets may contain spaces and commas."""
-    if text[at : at + 1] in ("[", "("):
+    if text[at : at + 1] in ("[", "(", "{"):
         end = _closing(text, at)
     else:
         match = _VALUE.match(text, at)
@@ -90,9 +90,9 @@ def _closing(text: str, at: int) -> int:
             escaped, quote = c == "\\", "" if c == quote else quote
         elif c in "'\"":
             quote = c
-        elif c in "[(":
+        elif c in "[({":
             depth += 1
-        elif c in "])":
+        elif c in "])}":
             depth -= 1
             if not depth:
                 return end + 1

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, get_origin
 
 import onnx_ir as ir
@@ -36,17 +38,59 @@ def silent(what: str, done: int, total: int) -> None:
 
 
 @dataclass(frozen=True)
+class Run:
+    """How a training is watched, and taken up again.
+
+    Args:
+        callbacks: Lightning callbacks, its hooks.
+        log: a folder for the curves: CSV, and TensorBoard where it is installed.
+        checkpoint: a folder for the state after every epoch.
+        resume: go on from what is in that folder.
+    """
+
+    callbacks: Sequence[Any] = ()
+    log: Path | None = None
+    checkpoint: Path | None = None
+    resume: bool = False
+
+
+@dataclass(frozen=True)
 class Context:
-    """What every pass may look at: data, the target, the seed. Never an option of a pass."""
+    """What every pass may look at: data, the target, the seed. Never an option of a pass.
+
+    Args:
+        calibration: samples for activation ranges.
+        data: evaluation samples.
+        train: samples that weights are trained on.
+        old: samples of the task that the model was trained for before, in continual learning.
+        original: the model before the first pass; the teacher in distillation.
+        provider: short name of the onnxruntime provider that passes work for.
+        threads: intra-op threads of onnxruntime; 0 is its own choice.
+        seed: of everything random.
+        metric: how evaluation samples are scored; None chooses by the labels.
+        progress: called with (what, done, total).
+        callbacks: Lightning callbacks, the hooks of a training.
+        log: a folder that gets the curves of a training; None writes none.
+        workspace: a folder for checkpoints; None keeps none.
+        resume: go on from the checkpoint in the workspace.
+        step: the place of the running pass in its pipeline, from 0. Filled in by the pipeline.
+    """
 
     calibration: Samples | None = None
     data: Samples | None = None
     train: Samples | None = None
+    old: Samples | None = None
     original: ir.Model | None = None
     provider: str = "cpu"
     threads: int = 0
     seed: int = 0
+    metric: str | None = None
     progress: Progress = silent
+    callbacks: Sequence[Any] = ()
+    log: Path | None = None
+    workspace: Path | None = None
+    resume: bool = False
+    step: int = 0
 
     @property
     def samples(self) -> Samples | None:
@@ -77,7 +121,9 @@ class Pass(BaseModel, ABC):
     """One transformation of a model. Subclasses are final; options are fields, data comes through the Context.
 
     Class variables: `needs`, the data without which the pass cannot work; `opset`, the operator set that what it
-    writes needs; `prepared`, whether it expects the model as `compressor.prepare` leaves it.
+    writes needs; `prepared`, whether it expects the model as `compressor.prepare` leaves it; `reshapes`, whether its
+    outputs have other shapes, so that they cannot be compared with the original's; `packages`, which of the extra
+    `train` it imports.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -86,6 +132,8 @@ class Pass(BaseModel, ABC):
     needs: ClassVar[tuple[Literal["calibration", "data", "train"], ...]] = ()
     opset: ClassVar[int] = 0
     prepared: ClassVar[bool] = True
+    reshapes: ClassVar[bool] = False
+    packages: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, **options: Any) -> None:
         fields = type(self).model_fields
@@ -107,7 +155,17 @@ class Pass(BaseModel, ABC):
 
     def __str__(self) -> str:
         """The pass in the text form, every option written."""
-        options = " ".join(f"{key}={getattr(self, key)!r}" for key in type(self).model_fields)
+        return self._text(type(self).model_fields)
+
+    @property
+    def brief(self) -> str:
+        """The pass in the text form, with the options that are not at their defaults."""
+        return self._text(
+            k for k, field in type(self).model_fields.items() if getattr(self, k) != field.default
+        )
+
+    def _text(self, keys: Iterable[str]) -> str:
+        options = " ".join(f"{key}={getattr(self, key)!r}" for key in keys)
         return f"{self.name}{{{options}}}" if options else self.name
 
 
@@ -160,9 +218,14 @@ class Pipeline:
         return hash(self.passes)
 
     def check(self, context: Context) -> None:
-        """Raise DataError when a pass needs data that the context lacks. Run before anything else."""
+        """Raise when a pass needs data that the context lacks, or a package. Run before anything else."""
         flags = {"calibration": "--calibration", "data": "--data", "train": "--train"}
         for p in self.passes:
+            for package in p.packages:
+                if find_spec(package) is None:
+                    raise OptionError(
+                        f"{p.name} needs {package}, which is not installed: pip install onnx-compressor[train]"
+                    )
             for need in p.needs:
                 if getattr(context, need) is None:
                     raise DataError(
@@ -177,11 +240,11 @@ class Pipeline:
             context = replace(context, original=model)
         done: list[Pass] = []
         changes: list[Change] = []
-        for p in self.passes:
+        for step, p in enumerate(self.passes):
             if p.prepared and not any(q.prepared for q in done):
                 changes.append(_timed("prepare", lambda: _prepare(work, context)))
             p = p.resolved(context)
-            changes.append(_timed(str(p), partial(_apply, p, work, context)))
+            changes.append(_timed(str(p), partial(_apply, p, work, replace(context, step=step))))
             done.append(p)
         return Compressed(work, Pipeline(*done), tuple(changes))
 

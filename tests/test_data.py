@@ -118,6 +118,81 @@ def test_limit_and_take_give_the_first_samples_and_never_more_than_there_are(tmp
         samples.take(0)
 
 
+def test_batches_carry_the_labels_of_their_real_samples() -> None:
+    data = {"x": vectors(6), "labels": np.arange(6) * 10}
+    for dims in (["n", 3], [4, 3]):
+        batches = list(open_samples(data, model_of(("x", F32, dims))).batches(4))
+        assert [batch.labels.tolist() for batch in batches if batch.labels is not None] == [
+            [0, 10, 20, 30],
+            [40, 50],
+        ]
+    batches[0].labels[:] = 0
+    assert data["labels"][1] == 10
+    assert next(open_samples(vectors(6), VECTOR).batches()).labels is None
+
+
+def test_samples_are_read_by_their_number_in_any_order(tmp_path: Path) -> None:
+    samples = open_samples(saved(tmp_path, x=vectors(9), labels=np.arange(9)) + "{scale=2}", VECTOR)
+    assert samples.numbered
+    batch = samples.at(np.array([7, 0, 7, 3]))
+    np.testing.assert_array_equal(batch.feeds["x"], 2 * vectors(9)[[7, 0, 7, 3]])
+    assert batch.labels is not None
+    assert batch.labels.tolist() == [7, 0, 7, 3]
+    assert batch.count == 4
+    batch.feeds["x"][:] = 0
+    np.testing.assert_array_equal(rows(samples), 2 * vectors(9))
+    with pytest.raises(IndexError):
+        samples.at(np.array([9]))
+
+
+def test_samples_that_are_read_by_number_do_not_fill_up_a_fixed_batch() -> None:
+    samples = open_samples(vectors(9), model_of(("x", F32, [4, 3])))
+    assert samples.at(np.array([5, 2])).feeds["x"].shape == (2, 3)
+    assert samples.at(np.arange(9)).feeds["x"].shape == (9, 3)
+
+
+def test_a_subset_has_the_chosen_samples_in_the_chosen_order(tmp_path: Path) -> None:
+    samples = open_samples(saved(tmp_path, x=vectors(9), labels=np.arange(9)), VECTOR)
+    part = samples.subset(np.array([8, 2, 5]))
+    assert len(part) == 3
+    assert part.labels is not None
+    assert part.labels.tolist() == [8, 2, 5]
+    np.testing.assert_array_equal(rows(part, size=2), vectors(9)[[8, 2, 5]])
+    np.testing.assert_array_equal(part.at(np.array([1])).feeds["x"], vectors(9)[[2]])
+    np.testing.assert_array_equal(rows(part.subset(np.array([2, 0]))), vectors(9)[[5, 8]])
+    np.testing.assert_array_equal(rows(part.take(2)), vectors(9)[[8, 2]])
+    given = {"x": vectors(9)[[8, 2, 5]], "labels": np.array([8, 2, 5])}
+    assert part.fingerprint() == open_samples(given, VECTOR).fingerprint()
+    assert len(samples) == 9
+
+
+def test_a_subset_counts_the_samples_that_the_options_left(tmp_path: Path) -> None:
+    data = vectors(9)
+    data[1] = np.nan
+    path = saved(tmp_path, x=data, labels=np.arange(9))
+    part = open_samples(path + "{clean=drop limit=5}", VECTOR).subset(np.array([0, 1, 4]))
+    assert part.labels is not None
+    assert part.labels.tolist() == [0, 2, 5]
+    drawn = open_samples(path + "{clean=drop shuffle=True}", VECTOR)
+    assert drawn.labels is not None
+    some = drawn.subset(np.array([3, 1])).labels
+    assert some is not None
+    assert some.tolist() == drawn.labels[[3, 1]].tolist()
+
+
+def test_a_subset_fits_another_model_with_the_same_samples() -> None:
+    part = open_samples(vectors(9), VECTOR).subset(np.array([4, 1]))
+    other = open_samples(part, model_of(("x", F32, ["batch", "f"])))
+    np.testing.assert_array_equal(rows(other), vectors(9)[[4, 1]])
+
+
+def test_an_empty_subset_is_refused() -> None:
+    with pytest.raises(DataError, match=r"data: a part of an array would have no samples. Give more samples"):
+        open_samples(vectors(9), VECTOR).subset(np.arange(0))
+    with pytest.raises(IndexError):
+        open_samples(vectors(9), VECTOR).subset(np.array([9]))
+
+
 def test_the_fingerprint_depends_on_the_values_and_labels_and_not_on_how_they_were_given(
     tmp_path: Path,
 ) -> None:

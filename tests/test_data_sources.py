@@ -80,6 +80,17 @@ def test_a_folder_of_npy_files_is_memory_mapped_and_names_may_be_made_safe(tmp_p
     assert isinstance(samples._reader.columns["b"].array, np.memmap)  # type: ignore[union-attr, attr-defined]
 
 
+def test_parts_and_single_rows_leave_an_npy_file_memory_mapped(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", DATA)
+    samples = open_samples(tmp_path, VECTOR)
+    part = samples.subset(np.array([3, 1]))
+    np.testing.assert_array_equal(part.at(np.array([0])).feeds["x"], DATA[[3]])
+    for each in (samples, part):
+        assert isinstance(each._reader.columns["x"].array, np.memmap)  # type: ignore[union-attr, attr-defined]
+    assert samples.numbered
+    assert samples.uniform
+
+
 def test_pickled_objects_are_refused_and_never_loaded(tmp_path: Path) -> None:
     np.savez(tmp_path / "s.npz", x=np.array([{}, {}], object))
     np.save(tmp_path / "s.npy", np.array([{}, {}], object))
@@ -312,6 +323,32 @@ def test_images_of_several_sizes_are_grouped_when_the_model_is_free_and_refused_
         list(open_samples(f"{tmp_path}{{scale=1}}", IMAGE).batches())
 
 
+def test_images_of_several_sizes_are_read_by_number_one_size_at_a_time(tmp_path: Path) -> None:
+    for label, width in enumerate([6, 7, 6]):
+        write_image(tmp_path / str(label) / "0.png", 4, width, label)
+    free = model_of(("x", F32, ["n", 3, "h", "w"]))
+    samples = open_samples(f"{tmp_path}{{scale=1}}", free)
+    batch = samples.at(np.array([2, 0]))
+    assert batch.labels is not None
+    assert batch.labels.tolist() == [2, 0]
+    assert batch.feeds["x"][:, 0, 0, 0].tolist() == [2, 0]
+    with pytest.raises(
+        DataError, match=r"data: 2 samples of .* have 2 different shapes, so they do not make one batch"
+    ):
+        samples.at(np.array([0, 1]))
+    assert not samples.uniform
+    assert [b.labels.tolist() for b in samples.batches() if b.labels is not None] == [[0], [1], [2]]
+
+
+def test_images_have_one_shape_where_the_model_or_the_options_fix_it(tmp_path: Path) -> None:
+    write_image(tmp_path / "0.png", 4, 6)
+    free = model_of(("x", F32, ["n", 3, "h", "w"]))
+    assert open_samples(f"{tmp_path}{{scale=1}}", IMAGE).uniform
+    assert open_samples(f"{tmp_path}{{scale=1 resize=(2,2)}}", free).uniform
+    assert open_samples(f"{tmp_path}{{scale=1 crop=2}}", free).uniform
+    assert not open_samples(f"{tmp_path}{{scale=1 resize=2}}", free).uniform
+
+
 def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
     write_image(tmp_path / "a" / "1.png", 4, 6)
     (tmp_path / "a" / "2.png").write_bytes(b"no image")
@@ -465,6 +502,20 @@ def test_a_function_cannot_be_shuffled(tmp_path: Path) -> None:
         OptionError, match=r"train: option 'shuffle' needs samples .* Shuffle in the function"
     ):
         open_samples(f"{address}:give{{shuffle=True}}", VECTOR, "train")
+
+
+def test_a_function_can_neither_be_divided_nor_read_in_another_order(tmp_path: Path) -> None:
+    address = write_module(tmp_path, "def give():\n    yield np.ones(2), 5\n    yield np.zeros(2), 6\n")
+    samples = open_samples(f"{address}:give", VECTOR, "train")
+    assert not samples.numbered
+    assert samples.uniform
+    with pytest.raises(
+        DataError, match=r"train: .*:give come from a function, in its own order, .* cannot be divided"
+    ):
+        samples.subset(np.array([0]))
+    with pytest.raises(DataError, match=r"cannot be read in another order. Save them as .npz"):
+        samples.at(np.array([0]))
+    assert [b.labels.tolist() for b in samples.batches(1) if b.labels is not None] == [[5], [6]]
 
 
 def test_a_later_sample_that_does_not_fit_is_named_by_its_number(tmp_path: Path) -> None:

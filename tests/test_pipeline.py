@@ -271,3 +271,11 @@ def test_an_empty_pipeline_changes_nothing(tiny_mlp: ir.Model) -> None:
     made = Pipeline().run(tiny_mlp, Context())
     assert ir.to_proto(made.model) == ir.to_proto(tiny_mlp)
     assert made.changes == ()
+
+
+def test_a_value_may_be_a_dictionary() -> None:
+    from compressor.language import read
+
+    (_, options), (name, _) = read("finetune{lr_for={'a*': 0.5, 'b}': 2} epochs=1},optimize")
+    assert options == {"lr_for": {"a*": 0.5, "b}": 2}, "epochs": 1}
+    assert name == "optimize"

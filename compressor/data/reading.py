@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,15 @@ from compressor.errors import DataError
 Steps = Mapping[str, Preparation]
 Feeds = dict[str, Array]
 
+
+class Block(NamedTuple):
+    """Prepared rows of one shape, the batch axis first, their labels [count, ...] or None, and how many they are."""
+
+    feeds: Feeds
+    labels: Array | None
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody wants here
+
+
 _SCAN = 256  # rows whose values are checked at a time
 _NAMED = 8  # bad rows that a message names
 _CURE = "Mend them, or give clean='drop' to leave such rows out, or clean='clip' for finite values instead."
@@ -31,10 +40,10 @@ def select(reader: Rows, steps: Steps, options: DataOptions) -> npt.NDArray[np.i
     Raises:
         DataError: rows hold NaN or infinities (unless they are dropped or clipped), or none are left.
     """
-    order = np.arange(reader.count)
+    order = np.arange(reader.count) if reader.picked is None else reader.picked
     if options.shuffle:
-        order = np.random.default_rng(options.seed).permutation(reader.count)
-    limit = min(options.limit or reader.count, reader.count)
+        order = np.random.default_rng(options.seed).permutation(order)
+    limit = min(options.limit or len(order), len(order))
     drop = options.clean == "drop"
     candidates = order if drop else order[:limit]
     columns = [
@@ -94,18 +103,22 @@ def _refuse(bad: Mapping[str, Sequence[int]], count: int) -> None:
         )
 
 
-def row_blocks(
-    reader: Rows, steps: Steps, selected: npt.NDArray[np.intp], size: int
-) -> Iterator[tuple[Feeds, int]]:
-    """(prepared rows, how many), `size` at a time, fewer at the end or where the shape changes."""
+def row_blocks(reader: Rows, steps: Steps, selected: npt.NDArray[np.intp], size: int) -> Iterator[Block]:
+    """The selected rows, `size` at a time, fewer at the end or where the shape changes."""
     for start in range(0, len(selected), size):
         rows = selected[start : start + size]
         raw = {name: column.read(rows) for name, column in reader.columns.items()}
+        labels = None if reader.labels is None else np.array(reader.labels.read(rows))
         if all(isinstance(x, np.ndarray) for x in raw.values()):
-            yield {name: steps[name].apply(np.asarray(x)) for name, x in raw.items()}, len(rows)
+            feeds = {name: steps[name].apply(np.asarray(x)) for name, x in raw.items()}
+            yield Block(feeds, labels, len(rows))
             continue
         singles = (
-            {n: _checked(steps[n], np.asarray(x[at])) for n, x in raw.items()} for at in range(len(rows))
+            (
+                {n: _checked(steps[n], np.asarray(x[at])) for n, x in raw.items()},
+                None if labels is None else labels[at],
+            )
+            for at in range(len(rows))
         )
         yield from packed(singles, size)
 
@@ -153,21 +166,25 @@ def count_stream(samples: Iterable[tuple[Feeds, Array | None]]) -> tuple[int, Ar
     return len(labels), np.stack(some)
 
 
-def packed(samples: Iterable[Feeds], size: int) -> Iterator[tuple[Feeds, int]]:
-    """Neighbouring samples [1, ...] of the same shapes joined to (blocks, length) of up to `size`."""
-    pending: list[Feeds] = []
+def packed(samples: Iterable[tuple[Feeds, Array | None]], size: int) -> Iterator[Block]:
+    """Neighbouring samples [1, ...] whose shapes and labels' shapes agree, joined to blocks of up to `size`."""
+    pending: list[tuple[Feeds, Array | None]] = []
     for sample in samples:
-        if pending and (len(pending) == size or not _alike(pending[-1], sample)):
-            yield _joined(pending), len(pending)
+        if pending and (len(pending) == size or _shapes(pending[-1]) != _shapes(sample)):
+            yield _joined(pending)
             pending = []
         pending.append(sample)
     if pending:
-        yield _joined(pending), len(pending)
+        yield _joined(pending)
 
 
-def _alike(one: Feeds, other: Feeds) -> bool:
-    return all(one[name].shape == other[name].shape for name in one)
+def _shapes(sample: tuple[Feeds, Array | None]) -> list[tuple[int, ...] | None]:
+    feeds, label = sample
+    return [None if label is None else label.shape, *(array.shape for array in feeds.values())]
 
 
-def _joined(samples: Sequence[Feeds]) -> Feeds:
-    return {name: np.concatenate([sample[name] for sample in samples]) for name in samples[0]}
+def _joined(samples: Sequence[tuple[Feeds, Array | None]]) -> Block:
+    names = samples[0][0]
+    labels = [label for _, label in samples if label is not None]
+    feeds = {name: np.concatenate([feeds[name] for feeds, _ in samples]) for name in names}
+    return Block(feeds, np.stack(labels) if labels else None, len(samples))

@@ -89,16 +89,18 @@ class Rows:
     """Columns by input name, labels or None, and the number of samples.
 
     Args:
-        count: the number of samples.
+        count: the number of samples in each column.
         columns: input name -> its column, each `count` long.
         labels: the labels' column, `count` long.
         layout: the layout step that the source itself asks for (image files are height, width, channels).
+        picked: the rows that may be used, in this order; None for all.
     """
 
     count: int
     columns: Mapping[str, Column]
     labels: ArrayColumn | None = None
     layout: str | None = None
+    picked: npt.NDArray[np.intp] | None = None
 
 
 def rows_of(

@@ -16,9 +16,10 @@ from compressor.data.images import read_images
 from compressor.data.inputs import Input
 from compressor.data.options import DataOptions
 from compressor.data.rows import ArrayColumn, Rows, from_columns
-from compressor.data.stream import ADDRESS, Stream, open_stream
+from compressor.data.stream import Stream, open_stream
 from compressor.data.tables import read_table
 from compressor.errors import DataError
+from compressor.user_code import ADDRESS
 
 FORMS = (
     "FILE.npz, FILE.npy, FILE.csv, FILE.parquet, a folder of .npy files, a folder of images with one "

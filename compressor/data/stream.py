@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import re
-import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,26 +17,7 @@ from compressor.data.arithmetic import Array
 from compressor.data.inputs import Input
 from compressor.data.rows import label_name, match
 from compressor.errors import DataError, did_you_mean
-
-ADDRESS = re.compile(r"(?P<module>.+\.py|[A-Za-z_][\w.]*):(?P<function>[A-Za-z_]\w*)")
-
-# What the user's code may raise; its message becomes ours. KeyboardInterrupt and SystemExit pass.
-_THEIRS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    BufferError,
-    EOFError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    NameError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-)
+from compressor.user_code import FOREIGN, run_file
 
 
 @dataclass(frozen=True)
@@ -130,7 +107,7 @@ def _named(address: str) -> Iterator[None]:
     """Turns what the user's code raises into a DataError that says where."""
     try:
         yield
-    except _THEIRS as error:
+    except FOREIGN as error:
         frames = traceback.extract_tb(error.__traceback__)
         where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
         raise DataError(f"{address} raised {type(error).__name__}: {error}{where}.") from error
@@ -162,9 +139,4 @@ def _load(name: str) -> ModuleType:
     path = Path(name).resolve()
     if not path.is_file():
         raise DataError(f"there is no file {name!r}. Give module_or_file.py:function.")
-    loader = SourceFileLoader(f"_samples_{hashlib.sha256(bytes(path)).hexdigest()[:12]}", str(path))
-    module = ModuleType(loader.name)
-    module.__file__ = str(path)
-    sys.modules[loader.name] = module  # dataclasses and pickle look their module up by name
-    loader.exec_module(module)
-    return module
+    return run_file(path)

@@ -4,33 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from importlib import import_module
 from numbers import Real
-from pathlib import Path
-from runpy import run_path
 
 import numpy as np
 
-from compressor.errors import OptionError, did_you_mean
+from compressor.errors import OptionError
 from compressor.metrics.outputs import Outputs
 from compressor.statistics import Array, Floats, Measured, Resampled
+from compressor.user_code import FOREIGN, load_object
 
 
 def load(name: str) -> Callable[..., object]:
     """The function that `file.py:function` or `package.module:function` names."""
-    place, _, wanted = name.rpartition(":")
-    if place.endswith(".py") and not Path(place).is_file():
-        raise OptionError(f"Metric {name!r}: there is no file {place!r}.")
-    try:
-        found = run_path(place) if place.endswith(".py") else vars(import_module(place))
-    except (ImportError, SyntaxError, TypeError, ValueError) as error:
-        raise OptionError(f"Metric {name!r}: {place!r} cannot be imported: {error}.") from error
-    function: Callable[..., object] | None = found.get(wanted)
-    if function is None or not callable(function):
-        functions = [key for key, value in found.items() if callable(value) and not key.startswith("_")]
-        hint = did_you_mean(wanted, functions) if functions else "It has none."
-        raise OptionError(f"Metric {name!r}: no function {wanted!r} in {place!r}. {hint}")
-    return function
+    found: Callable[..., object] = load_object(name, f"Metric {name!r}")
+    return found
 
 
 def measured_by(
@@ -52,14 +39,7 @@ def measured_by(
             drawn = [o[rows] for o in outputs]
             try:
                 made = function(drawn, None if labels is None else labels[rows])
-            except (
-                ArithmeticError,
-                AttributeError,
-                LookupError,
-                TypeError,
-                ValueError,
-                RuntimeError,
-            ) as error:
+            except FOREIGN as error:
                 raise OptionError(
                     f"Metric {name!r} raised {type(error).__name__}: {error}. "
                     "It is called as f(outputs: list of arrays, labels) and returns a float."
