@@ -14,23 +14,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from compressor.compressing import Result, check, compress
+    from compressor.crossvalidation import CrossValidation, crossval
     from compressor.data import Samples, open_samples
     from compressor.diagnosis import doctor
     from compressor.errors import CompressorError, DataError, GateError, ModelError, OptionError
     from compressor.evaluation import bench, evaluate
+    from compressor.exporting import Exported, export
     from compressor.gate import Limits, raise_for_limits
     from compressor.inspection import inspect
     from compressor.model_io import load, save
-    from compressor.pipeline import Change, Context, Pass, Pipeline
+    from compressor.pipeline import Change, Context, Pass, Pipeline, Run
     from compressor.proof import Target
     from compressor.report import Report
     from compressor.runtime import Session
+    from compressor.schedule_drawing import schedule
 
 _HOME = {
     "Change": "pipeline",
     "CompressorError": "errors",
     "Context": "pipeline",
+    "CrossValidation": "crossvalidation",
     "DataError": "errors",
+    "Exported": "exporting",
     "GateError": "errors",
     "Limits": "gate",
     "ModelError": "errors",
@@ -39,26 +44,32 @@ _HOME = {
     "Pipeline": "pipeline",
     "Report": "report",
     "Result": "compressing",
+    "Run": "pipeline",
     "Samples": "data",
     "Session": "runtime",
     "Target": "proof",
     "bench": "evaluation",
     "check": "compressing",
     "compress": "compressing",
+    "crossval": "crossvalidation",
     "doctor": "diagnosis",
     "evaluate": "evaluation",
+    "export": "exporting",
     "inspect": "inspection",
     "load": "model_io",
     "open_samples": "data",
     "raise_for_limits": "gate",
     "save": "model_io",
+    "schedule": "schedule_drawing",
 }
 
 __all__ = [
     "Change",
     "CompressorError",
     "Context",
+    "CrossValidation",
     "DataError",
+    "Exported",
     "GateError",
     "Limits",
     "ModelError",
@@ -67,19 +78,23 @@ __all__ = [
     "Pipeline",
     "Report",
     "Result",
+    "Run",
     "Samples",
     "Session",
     "Target",
     "bench",
     "check",
     "compress",
+    "crossval",
     "doctor",
     "evaluate",
+    "export",
     "inspect",
     "load",
     "open_samples",
     "raise_for_limits",
     "save",
+    "schedule",
 ]
 
 

@@ -6,7 +6,8 @@ Exit codes: 0 done, 1 refused with the reason, 2 usage, 3 a limit was broken.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import click
 
 if TYPE_CHECKING:
     from compressor.gate import Limits
+    from compressor.pipeline import Run
     from compressor.proof import Target
     from compressor.report import Report
 
@@ -93,6 +95,28 @@ _limit_options = _shared(
     click.option("--min-speedup", type=float, metavar="X", help="Least speed, original time / new time."),
     click.option("--min-ratio", type=float, metavar="X", help="How many times smaller the file must be."),
 )
+_hook_options = _shared(
+    click.option(
+        "--callback",
+        "callbacks",
+        multiple=True,
+        metavar="MODULE:CLASS",
+        help="A Lightning callback, a hook of the training; may be repeated.",
+    ),
+    click.option(
+        "--log", type=_path, metavar="DIR", help="Write the curves of a training (CSV, TensorBoard)."
+    ),
+    click.option("--resume", is_flag=True, help="Go on from the checkpoint of an interrupted run."),
+)
+_run_options = _shared(
+    _hook_options,
+    click.option(
+        "--checkpoint",
+        type=_path,
+        metavar="DIR",
+        help="Keep the state of a training after every epoch; default: OUTPUT.checkpoint, removed at the end.",
+    ),
+)
 _report_options = _shared(
     click.option(
         "--report",
@@ -123,7 +147,10 @@ def _refusing(function: Command) -> Command:
             click.echo(f"Error: the output cannot be printed: {error.strerror}.", err=True)
             sys.exit(1)
         except KeyboardInterrupt:
-            click.echo("Interrupted: the input is untouched and no half-written file is left.", err=True)
+            hint = _how_to_resume(options)
+            click.echo(
+                f"Interrupted: the input is untouched and no half-written file is left.{hint}", err=True
+            )
             sys.exit(1)
 
     return run
@@ -156,8 +183,11 @@ def main() -> None:
 )
 @click.option("--calibration", metavar="DATA", help="Samples for activation ranges; no labels needed.")
 @click.option("--data", metavar="DATA", help="Evaluation samples.")
+@click.option("--train", metavar="DATA", help="Samples for passes that train.")
+@click.option("--old", metavar="DATA", help="Samples of the earlier task, for replay and ewc.")
 @_limit_options
 @_target_options
+@_run_options
 @_report_options
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @click.option("--strict", is_flag=True, help="Write nothing when a limit is broken.")
@@ -170,19 +200,22 @@ def compress_model(model: Path, output: Path | None, **options: Any) -> None:
     from compressor.model_io import check_target, files_of, is_ours
 
     files_of(model)
-    target_file = output or model.with_name(f"{model.stem}.compressed.onnx")
+    target_file = _output(model, output)
     rejected = target_file.with_name(f"{target_file.stem}.rejected.onnx")
     check_target(target_file, files_of(model), options["force"])
     check_target(rejected, files_of(model), options["force"] or is_ours(rejected))
     _check_reports(options["reports"])
-    with Screen(options["quiet"] or options["as_json"]) as screen:
+    with _checkpoint(options, target_file), Screen(options["quiet"] or options["as_json"]) as screen:
         result = compress(
             model,
             _recipe(options["pipeline"]),
             calibration=options["calibration"],
             data=options["data"],
+            train=options["train"],
+            old=options["old"],
             target=_target(options),
             limits=_limits(options),
+            run=_run(options, target_file),
             progress=screen.progress,
         )
         failed = broken(result.report)
@@ -240,6 +273,47 @@ def evaluate(model: Path, data: str, reference: Path | None, **options: Any) -> 
 
 
 @main.command()
+@click.argument("model", type=_path)
+@click.option(
+    "-p",
+    "--pipeline",
+    required=True,
+    metavar="PIPELINE|@FILE",
+    help="Passes, one of which trains or calibrates.",
+)
+@click.option("--train", required=True, metavar="DATA", help="Samples, dealt into folds.")
+@click.option("--old", metavar="DATA", help="Samples of the earlier task, for replay and ewc.")
+@click.option("--folds", type=int, default=5, show_default=True, help="How often to train.")
+@_metric
+@click.option("--provider", metavar="NAME", default="cpu", show_default=True, help="Where it is scored.")
+@_seed
+@_hook_options
+@click.option(
+    "--checkpoint", type=_path, metavar="DIR", help="Keep the state of each training after every epoch."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_refusing
+def crossval(model: Path, pipeline: str, train: str, folds: int, **options: Any) -> None:
+    """Cross-validate a training on small data: train once per fold, score on the samples left out of it."""
+    from compressor import console, crossvalidation
+    from compressor.pipeline import Run
+
+    hooks = _callbacks(options["callbacks"])
+    with console.Screen(options["as_json"]) as screen:
+        found = crossvalidation.crossval(
+            model,
+            _recipe(pipeline) or "",
+            train,
+            folds=folds,
+            old=options["old"],
+            target=_target(options),
+            run=Run(hooks, options["log"], options["checkpoint"], options["resume"]),
+            progress=screen.progress,
+        )
+    console.print_crossval(found, options["as_json"])
+
+
+@main.command()
 @click.argument("candidate", type=_path)
 @click.option("--reference", type=_path, required=True, help="The model to compare with.")
 @click.option("--data", metavar="DATA", help="Evaluation samples.")
@@ -293,6 +367,64 @@ def passes(name: str | None) -> None:
 
 
 @main.command()
+@click.argument("source")
+@click.option("-o", "--output", type=_path, required=True, help="Where to write.")
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="NAME=SHAPE:TYPE",
+    help="An example input, as in image=1x3x224x224:float32; may be repeated. A .pt2 file brings its own.",
+)
+@click.option(
+    "--dynamic",
+    multiple=True,
+    metavar="AXIS",
+    help="batch: axis 0 of every input; NAME:AXIS=SYMBOL: another one; may be repeated.",
+)
+@click.option("--opset", type=int, help="Operator set; default: torch's choice.")
+@click.option(
+    "--fold",
+    is_flag=True,
+    help="Fold BatchNormalization and fuse, for deployment; default: a file to train on.",
+)
+@click.option(
+    "--tolerance",
+    type=float,
+    default=1e-3,
+    show_default=True,
+    help="Largest difference from torch, in units of an output's largest value.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_refusing
+def export(source: str, output: Path, fold: bool, as_json: bool, **options: Any) -> None:
+    """Export a torch model to ONNX and check it against torch.
+
+    SOURCE is module_or_file.py:factory, where the factory returns a torch.nn.Module, or a .pt2 file of torch.export.
+    """
+    from compressor import console, exporting
+
+    console.print_export(exporting.export(source, output, trainable=not fold, **options), as_json)
+
+
+@main.command()
+@click.argument("recipe", metavar="PIPELINE|@FILE")
+@click.option(
+    "--samples", type=click.IntRange(1), default=10_000, show_default=True, help="Samples of an epoch."
+)
+@click.option("--batch", type=click.IntRange(1), help="Samples of a batch; default: that of the recipe.")
+@click.option("--json", "as_json", is_flag=True, help="Print the rate of every step as JSON.")
+@_refusing
+def schedule(recipe: str, samples: int, batch: int | None, as_json: bool) -> None:
+    """Draw the learning rate of a recipe, as in 'finetune{schedule=one-cycle}'; nothing is trained."""
+    from compressor import console, schedule_drawing
+
+    text = _recipe(recipe) or ""
+    console.print_schedule(schedule_drawing.schedule(text, samples=samples, batch=batch), as_json)
+
+
+@main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @_refusing
 def doctor(as_json: bool) -> None:
@@ -307,6 +439,57 @@ def _target(options: dict[str, Any]) -> Target:
 
     given = {key: options[key] for key in ("metric", "threads", "batch", "seed") if key in options}
     return Target(providers=options.get("providers") or options.get("provider", "cpu"), **given)
+
+
+def _run(options: dict[str, Any], output: Path) -> Run:
+    """How a training is watched; its checkpoint lies beside the output where no folder is named."""
+    from compressor.pipeline import Run
+
+    made = _callbacks(options["callbacks"])
+    return Run(made, options["log"], options["checkpoint"] or _checkpoint_beside(output), options["resume"])
+
+
+def _output(model: Path, given: Path | None) -> Path:
+    return given or model.with_name(f"{model.stem}.compressed.onnx")
+
+
+def _checkpoint_beside(output: Path) -> Path:
+    return output.with_name(f"{output.name}.checkpoint")
+
+
+def _callbacks(addresses: Sequence[str]) -> list[Any]:
+    """The Lightning callbacks that were named; Lightning is loaded for them alone."""
+    if not addresses:
+        return []
+    from compressor.training.hooks import callbacks
+
+    return callbacks(addresses)
+
+
+@contextmanager
+def _checkpoint(options: dict[str, Any], output: Path) -> Iterator[None]:
+    """Removes the checkpoint that nobody asked for once all is done, and its folder when it is empty."""
+    folder = _checkpoint_beside(output)
+    try:
+        yield
+        if options["checkpoint"] is None:
+            for file in (*folder.glob("*.ckpt"), *folder.glob("*.writing")):
+                file.unlink()
+    finally:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _how_to_resume(options: dict[str, Any]) -> str:
+    """What goes on from the checkpoint of a training, if there is one."""
+    if "resume" not in options:
+        return ""
+    folder = options["checkpoint"]
+    if folder is None and "output" in options:
+        folder = _checkpoint_beside(_output(options["model"], options["output"]))
+    if folder is None or not any(folder.rglob("*.ckpt")):
+        return ""
+    return f" The same command with --resume goes on from the checkpoint in {str(folder)!r}."
 
 
 def _limits(options: dict[str, Any]) -> Limits:

@@ -22,7 +22,7 @@ from compressor.model_io import (
     load,
     save,
 )
-from compressor.pipeline import Compressed, Context, Pass, Pipeline, Progress, silent
+from compressor.pipeline import Compressed, Context, Pass, Pipeline, Progress, Run, silent
 from compressor.report import Report
 from compressor.runtime import short_name
 
@@ -34,6 +34,9 @@ from compressor.proof import (
     ModelLike,
     Target,
     check_labels,
+    comparable,
+    held_out,
+    held_out_share,
     made_up,
     measured,
     metadata,
@@ -82,8 +85,11 @@ def compress(
     *,
     calibration: DataLike | None = None,
     data: DataLike | None = None,
+    train: DataLike | None = None,
+    old: DataLike | None = None,
     target: Target | None = None,
     limits: Limits | None = None,
+    run: Run | None = None,
     progress: Progress = silent,
 ) -> Result:
     """Run a pipeline on a model and measure the result against the original.
@@ -94,8 +100,11 @@ def compress(
             result must not be slower.
         calibration: samples that activation ranges are taken from; no labels needed.
         data: evaluation samples; with labels the metric is computed, without it is agreement with the original.
+        train: samples that passes train on; labels where the loss needs them.
+        old: samples of the task that the model was trained for before, for continual learning.
         target: providers, threads, batch and metric of the measurement.
         limits: judged into the report; a broken one does not raise here, `Result.raise_for_limits` does.
+        run: callbacks, log and checkpoints of a training.
         progress: called with (what, done, total).
 
     Raises:
@@ -103,28 +112,44 @@ def compress(
     """
     where = target or Target()
     wanted = limits or Limits()
-    require_data(data, where, wanted)
+    steps = None if pipeline is None else as_pipeline(pipeline)
+    share = 0.0 if steps is None or data is not None else held_out_share(steps)
+    require_data(train if share else data, where, wanted)
     original = load(model)
     require_runs(original, where)
     calibrating = opened(calibration, original, "calibration")
-    evaluating = opened(data, original, "data")
-    check_labels(evaluating, original, where)
+    evaluating, training = opened(data, original, "data"), opened(train, original, "train")
+    notes: list[str] = []
+    if training is not None and share:
+        training, evaluating = held_out(training, share, where.seed)
+        notes.append(
+            f"Evaluated on {share:g} of the training samples, held out; the best epoch was chosen on them."
+        )
+    if steps is None or comparable(steps, wanted):
+        check_labels(evaluating, original, where)
+    how = run or Run()
     context = Context(
         calibration=calibrating,
         data=evaluating,
+        train=training,
+        old=opened(old, original, "old"),
         original=original,
         provider=short_name(where.providers[0]),
         seed=where.seed,
+        metric=where.metric,
         progress=progress,
+        callbacks=tuple(how.callbacks),
+        log=how.log,
+        workspace=how.checkpoint,
+        resume=how.resume,
     )
     if calibrating is None and evaluating is None:
         made_up(original, where.seed)
-    notes: list[str] = []
-    if pipeline is None:
+    if steps is None:
         made = _by_default(original, context, notes)
         wanted = replace(wanted, not_slower=wanted.min_speedup is None)
     else:
-        made = as_pipeline(pipeline).run(original, context)
+        made = steps.run(original, context)
         notes += [] if _changed(made) else ["The pipeline changed nothing in this model."]
     path = Path(model) if isinstance(model, (str, os.PathLike)) else None
     report = measured(path or original, made, context, where, notes)

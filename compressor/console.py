@@ -24,15 +24,20 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from compressor.errors import OptionError
 from compressor.gate import broken
 from compressor.report import Report, Verdict, drop_words, headline, rows, verdict_words
 
 if TYPE_CHECKING:
+    from compressor.crossvalidation import CrossValidation
     from compressor.diagnosis import Diagnosis
     from compressor.evaluation import Evaluation
+    from compressor.exporting import Exported
     from compressor.inspection import Inspection
     from compressor.latency import Latency
+    from compressor.left_out import Scores
     from compressor.pages import Page
+    from compressor.schedule_drawing import Curve
 
 
 class _Output(Console):
@@ -79,13 +84,14 @@ class Screen:
         self._bars.stop()
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """One bar at a time: a new one when the work changes."""
-        if what != self._what or self._task is None:
+        """One bar at a time: a new one when the work changes, which is what stands before a colon."""
+        work = what.partition(":")[0]
+        if work != self._what or self._task is None:
             if self._task is not None:
                 self._bars.remove_task(self._task)
             self._task = self._bars.add_task(what, total=total or None)
-            self._what = what
-        self._bars.update(self._task, completed=done, total=total or None)
+            self._what = work
+        self._bars.update(self._task, description=what, completed=done, total=total or None)
 
 
 def print_report(report: Report, as_json: bool, quiet: bool) -> None:
@@ -160,6 +166,27 @@ def print_evaluation(found: Evaluation, as_json: bool) -> None:
         print(f"Against the reference: {drop_words(found.comparison)}")
 
 
+def print_crossval(found: CrossValidation, as_json: bool) -> None:
+    """What all folds say together, then each of them, and what a pass left alone."""
+    if as_json:
+        print(found.to_json())
+        return
+    out = _console()
+    name = f"{found.pooled.agrees_in} agreement" if found.pooled.agrees_in else found.metric
+    paired = found.pooled.drop is not None
+    rows = {str(number): fold.scores for number, fold in enumerate(found.folds, 1)}
+    rows |= {"mean of folds": found.mean, "all together": found.pooled}
+    table = Table("fold", "samples", "before", "after", "drop", "95 % of the drop" if paired else "95 %")
+    for title, scores in rows.items():
+        table.add_row(title, str(scores.samples), *_score_cells(scores))
+    out.print(f"[bold]{escape(name)} on {found.pooled.samples} samples, each left out of one training[/bold]")
+    out.print(table)
+    for number, fold in enumerate(found.folds, 1):
+        for change in fold.changes:
+            for left, reason in change.declined.items():
+                out.print(f"left alone in fold {number}: {escape(left)}: {escape(reason)}")
+
+
 def print_inspection(found: Inspection, as_json: bool) -> None:
     """Inputs, operators, size, and what the passes find."""
     if as_json:
@@ -188,6 +215,24 @@ def print_inspection(found: Inspection, as_json: bool) -> None:
         out.print(f"{name}: {escape(what)}")
 
 
+def print_export(found: Exported, as_json: bool) -> None:
+    """What was written, and its differences from torch."""
+    if as_json:
+        _print_json(found)
+        return
+    for title, values in (("input", found.inputs), ("output", found.outputs)):
+        for name, kind in values.items():
+            print(f"{title} {name}: {kind}")
+    for each in found.parity:
+        at = "".join(f" {symbol}={size}" for symbol, size in each.sizes.items())
+        print(f"parity with torch, {each.output}{at}: {each.absolute:.2g}, relative {each.relative:.2g}")
+    kept = found.parameters - len(found.missing)
+    print(f"{kept} of {found.parameters} parameters under their own names; opset {found.opset}")
+    for note in found.notes:
+        print(note)
+    print(f"Written: {', '.join(str(file) for file in found.files)}")
+
+
 def print_overview(found: dict[str, str]) -> None:
     """One line per pass."""
     width = max(len(name) for name in found)
@@ -200,6 +245,14 @@ def print_page(found: Page) -> None:
     print(f"{found.name}\n\n{found.text}\n")
     for name, (kind, default, text) in found.options.items():
         print(f"  {name} = {default}\n      {text} ({kind})")
+
+
+def print_schedule(found: Curve, as_json: bool) -> None:
+    """The learning rate as a drawing of the terminal's width, 100 columns at most."""
+    if as_json:
+        _print_json(found)
+        return
+    print(found.text(width=max(40, min(100, _console().width))))
 
 
 def print_diagnosis(found: Diagnosis, as_json: bool) -> None:
@@ -247,13 +300,37 @@ def _print_steps(out: Console, report: Report) -> None:
     for step in report.steps:
         figures = ", ".join(f"{name} {_number(value)}" for name, value in step.figures.items())
         done = f"{step.touched} changed, " if step.touched else ""
-        out.print(f"[bold]{escape(step.recipe)}[/bold]: {done}{step.seconds:.1f} s. {escape(figures)}")
+        out.print(
+            f"[bold]{escape(_brief(step.recipe))}[/bold]: {done}{step.seconds:.1f} s. {escape(figures)}"
+        )
         for name, reason in step.declined.items():
             out.print(f"  left alone: {escape(name)}: {escape(reason)}")
 
 
+def _brief(recipe: str) -> str:
+    """A recipe without the options at their defaults, of which a training has sixty; other steps as they are."""
+    from compressor.pipeline import Pipeline
+
+    try:
+        return ",".join(p.brief for p in Pipeline.parse(recipe))
+    except OptionError:
+        return recipe
+
+
 def _number(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    """Four digits; all of a whole number, and of the whole part of a large one."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if 1e3 <= abs(value) < 1e15 or value.is_integer() else f"{value:.4g}"
+
+
+def _score_cells(scores: Scores) -> tuple[str, str, str, str]:
+    """Before, after and drop, and the interval of the drop; that of the score where there is no drop."""
+    before = "" if scores.before is None else f"{scores.before.value:.4f}"
+    after, drop = f"{scores.after.value:.4f}", scores.drop
+    if drop is None:
+        return before, after, "", f"[{scores.after.low:.4f}, {scores.after.high:.4f}]"
+    return before, after, f"{drop.value:+.4f}", f"[{drop.low:+.4f}, {drop.high:+.4f}]"
 
 
 def _ratio_cells(ratio: Any) -> tuple[str, str, str]:

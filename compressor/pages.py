@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect as python_inspect
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 from compressor.discover import find, names
 from compressor.errors import OptionError
@@ -43,25 +44,45 @@ def _first_line(name: str) -> str:
 
 def _option(cls: type[Pass], key: str) -> tuple[str, str, str]:
     field = cls.model_fields[key]
-    limits = ", ".join(_limit(rule) for rule in field.metadata)
-    return (f"{_kind(field.annotation)} {limits}".strip(), repr(field.default), field.description or "")
+    return (
+        _limited(_kind(field.annotation), field.metadata),
+        repr(field.default),
+        field.description or "",
+    )
 
 
 def _kind(annotation: object) -> str:
-    """A type as the text form spells it: choices as they are written, a tuple as texts.
+    """A type as the text form spells it: choices as they are written, several of a kind in brackets.
 
     >>> _kind(Literal["a", "b"] | bool), _kind(tuple[str, ...]), _kind(int)
-    ("'a' | 'b' | True | False", 'texts', 'int')
+    ("'a' | 'b' | True | False", '(text, ...)', 'int')
+    >>> _kind(dict[str, float]), _kind(tuple[float, float])
+    ("{'text': float}", '(float, float)')
     """
-    if annotation is bool:
-        return "True | False"
+    words: dict[object, str] = {bool: "True | False", str: "text", Any: "value", Ellipsis: "..."}
+    if annotation in words:
+        return words[annotation]
+    inner = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        return _limited(_kind(inner[0]), [rule for part in inner[1:] for rule in _rules(part)])
     if get_origin(annotation) is tuple:
-        return "texts"
+        return f"({', '.join(_kind(part) for part in inner)})"
+    if get_origin(annotation) is dict:
+        return f"{{'text': {_kind(inner[1])}}}"
     if get_origin(annotation) is Literal:
-        return " | ".join(repr(choice) for choice in get_args(annotation))
-    if get_args(annotation):
-        return " | ".join(_kind(part) for part in get_args(annotation))
+        return " | ".join(repr(choice) for choice in inner)
+    if inner:
+        return " | ".join(_kind(part) for part in inner)
     return getattr(annotation, "__name__", str(annotation))
+
+
+def _rules(part: object) -> list[object]:
+    """The limits of one part of an Annotated type."""
+    return list(getattr(part, "metadata", [part]))
+
+
+def _limited(kind: str, rules: Iterable[object]) -> str:
+    return f"{kind} {', '.join(filter(None, map(_limit, rules)))}".strip()
 
 
 def _limit(rule: object) -> str:

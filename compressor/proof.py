@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,10 +24,12 @@ from compressor.model_io import (
     load,
     tool_version,
 )
-from compressor.pipeline import Change, Compressed, Context
+from compressor.pipeline import Change, Compressed, Context, Pipeline
 from compressor.report import Report, Step
 from compressor.runtime import Session, Setup, require_provider, short_name
 from compressor.statistics import Interval
+from compressor.training.options import Training
+from compressor.training.splits import hold_out
 
 if TYPE_CHECKING:
     from compressor.metrics import Comparison
@@ -65,6 +67,8 @@ class Target:
             raise OptionError(
                 f"threads must be 0 or more and batch 1 or more, got {self.threads} and {self.batch}."
             )
+        if self.seed < 0:
+            raise OptionError(f"seed must be 0 or more, got {self.seed}.")
         for provider in self.providers:
             require_provider(provider)
 
@@ -80,7 +84,8 @@ def measured(
     original = context.original if context.original is not None else load(source)
     real = context.data if context.data is not None else context.calibration
     samples = made_up(original, where.seed) if real is None else real
-    accuracy, agreement, on = _accuracy(original, made.model, samples, context, where)
+    accuracy, agreement, on, alone = _accuracy(original, made, samples, context, where)
+    notes = [*notes, *alone]
     if real is None:
         notes = [
             *notes,
@@ -91,7 +96,7 @@ def measured(
             *notes,
             "Accuracy was compared on the calibration samples, which flatters it. Give --data FILE.",
         ]
-    if accuracy.verified == "agreement" and context.data is not None:
+    if accuracy is not None and accuracy.verified == "agreement" and context.data is not None:
         notes = [
             *notes,
             "The evaluation samples have no labels: compared is the agreement with the original.",
@@ -129,20 +134,43 @@ def made_up(model: ir.Model, seed: int) -> Samples:
 
 
 def _accuracy(
-    original: ir.Model, result: ir.Model, samples: Samples, context: Context, where: Target
-) -> tuple[Comparison, dict[str, Interval], str]:
+    original: ir.Model, made: Compressed, samples: Samples, context: Context, where: Target
+) -> tuple[Comparison | None, dict[str, Interval], str, list[str]]:
+    """The comparison, the agreement, what was evaluated on, and notes; no comparison where outputs have new shapes."""
     setup = replace(where.setups()[0], threads=0, spin=False)
     before = outputs_on(original, samples, setup, context.progress, "evaluating the original")
-    after = outputs_on(result, samples, setup, context.progress, "evaluating the result")
+    after = outputs_on(made.model, samples, setup, context.progress, "evaluating the result")
     labels = samples.labels if context.data is not None else None
     metric = where.metric if labels is not None else None
+    on = f"{len(samples)} {'labelled samples' if labels is not None else 'samples without labels'} of {samples.source}"
+    if any(p.reshapes for p in made.pipeline) and [o.shape for o in before] != [o.shape for o in after]:
+        return None, {}, on, [_alone(before, after, labels, where)]
     compared = metrics.compare(metric, before, after, labels, where.seed)
-    kind = "labelled samples" if labels is not None else "samples without labels"
-    return (
-        compared,
-        dict(metrics.agreement(before, after, where.seed)),
-        f"{len(samples)} {kind} of {samples.source}",
-    )
+    return compared, dict(metrics.agreement(before, after, where.seed)), on, []
+
+
+def _alone(
+    before: Sequence[np.ndarray], after: Sequence[np.ndarray], labels: np.ndarray | None, where: Target
+) -> str:
+    """That outputs cannot be compared, and with labels the score of the result."""
+    was, now = next((b, a) for b, a in zip(before, after, strict=True) if b.shape != a.shape)
+    said = f"An output was {list(was.shape[1:])} per sample and is {list(now.shape[1:])}, so the two are not compared."
+    if labels is None:
+        return said
+    name = where.metric or metrics.default_metric(after, labels)
+    score = metrics.score(name, after, labels, where.seed)
+    return f"{said} The result alone: {name} {score.value:.4f} [{score.low:.4f}, {score.high:.4f}]."
+
+
+def comparable(pipeline: Pipeline, limits: Limits) -> bool:
+    """Whether the result's outputs will have the shapes of the original's; OptionError when a limit needs that."""
+    reshaping = next((p.name for p in pipeline if p.reshapes), None)
+    if reshaping is not None and limits.max_drop is not None:
+        raise OptionError(
+            f"max-drop {limits.max_drop:g}: {reshaping} gives the outputs another shape, so that no drop from the "
+            "original can be measured. Leave the limit out."
+        )
+    return reshaping is None
 
 
 def require_data(data: DataLike | None, where: Target, limits: Limits) -> None:
@@ -165,6 +193,19 @@ def opened(data: DataLike | None, model: ir.Model, what: str) -> Samples | None:
     samples = open_samples(data, model, what)
     len(samples)
     return samples
+
+
+def held_out_share(pipeline: Pipeline) -> float:
+    """The share of the training samples that the first pass that trains holds out; 0 when none does."""
+    return next((float(p.holdout) for p in pipeline if isinstance(p, Training)), 0.0)
+
+
+def held_out(samples: Samples, share: float, seed: int) -> tuple[Samples, Samples | None]:
+    """(the samples to train on, those to evaluate on); a function's samples are all trained on."""
+    if not samples.numbered:
+        return samples, None
+    rows, held = hold_out(samples.labels, len(samples), share, seed)
+    return samples.subset(rows), samples.subset(held)
 
 
 def check_labels(samples: Samples | None, model: ir.Model, where: Target) -> None:

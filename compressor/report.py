@@ -66,7 +66,7 @@ class Verdict(_Frozen):
 
 
 class Report(_Frozen):
-    """Before against after. `accuracy` is None only when nothing was evaluated."""
+    """Before against after. `accuracy` is None when nothing was evaluated, or a pass gave the outputs other shapes."""
 
     model: str
     output: str | None

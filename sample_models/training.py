@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from recipes import Recipe
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 BATCH_SIZE = 64
 OPSET = 18

@@ -19,9 +19,7 @@ BLOCKS = re.findall(r"<!-- run -->\n```(python)?\n(.*?)```", README, re.DOTALL)
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Path:
-    shutil.copytree(
-        ROOT / "sample_models", tmp_path / "sample_models", ignore=shutil.ignore_patterns("*train*", "*.py")
-    )
+    shutil.copytree(ROOT / "sample_models", tmp_path / "sample_models", ignore=shutil.ignore_patterns("*.py"))
     return tmp_path
 
 

@@ -117,6 +117,8 @@ def test_a_target_that_cannot_be_measured_is_refused() -> None:
         compressor.Target(providers=())
     with pytest.raises(compressor.OptionError, match="batch 1 or more, got 1 and 0"):
         compressor.Target(batch=0)
+    with pytest.raises(compressor.OptionError, match="seed must be 0 or more, got -1"):
+        compressor.Target(seed=-1)
 
 
 def test_models_that_cannot_be_compared_are_refused() -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,8 +13,8 @@ import numpy as np
 from compressor.data.arithmetic import Array
 from compressor.data.inputs import Input
 from compressor.data.rows import label_name, match
-from compressor.errors import DataError, did_you_mean
-from compressor.user_code import FOREIGN, run_file
+from compressor.errors import DataError
+from compressor.user_code import FOREIGN, load_object
 
 
 @dataclass(frozen=True)
@@ -115,28 +112,5 @@ def _named(address: str) -> Iterator[None]:
 
 def open_stream(address: str, inputs: Sequence[Input], labels: str | None) -> Stream:
     """The Stream of `module_or_file.py:function`; DataError when the module or the function is missing."""
-    place, _, name = address.rpartition(":")
-    with _named(place):
-        module = _load(place)
-    function = getattr(module, name, None)
-    if not callable(function):
-        known = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-        hint = did_you_mean(name, known) if known else "It has no functions."
-        raise DataError(f"{place} has no function {name!r}. {hint}")
+    function = load_object(address, address, refusal=DataError)
     return Stream(address, function, tuple(inputs), labels)
-
-
-def _load(name: str) -> ModuleType:
-    if not name.endswith(".py"):
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if not error.name or not f"{name}.".startswith(f"{error.name}."):
-                raise
-            raise DataError(
-                f"there is no module {name!r}. Give the file, as in folder/{name}.py:function."
-            ) from None
-    path = Path(name).resolve()
-    if not path.is_file():
-        raise DataError(f"there is no file {name!r}. Give module_or_file.py:function.")
-    return run_file(path)

@@ -12,9 +12,10 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
-from compressor.torch_graph import calling
+from compressor.torch_graph.attributes import attribute_value
+from compressor.torch_graph.forms import Form, Host, Known
 from compressor.torch_graph.scanning import BatchScanned, Scanned
-from compressor.torch_graph.values import TORCH_TYPES, attribute_value
+from compressor.torch_graph.values import TORCH_TYPES
 
 if TYPE_CHECKING:
     from compressor.torch_graph.lowering import Lowering
@@ -82,19 +83,16 @@ def lower(lowering: Lowering, node: ir.Node) -> bool:
 
 
 def _lower_if(lowering: Lowering, node: ir.Node) -> None:
-    from compressor.torch_graph.lowering import Known
-
-    condition = lowering.read(node.inputs[0])  # type: ignore[arg-type]
+    condition = lowering.inputs_of(node)[0]
     names = ("then_branch", "else_branch")
     if isinstance(condition, Known):
         graph = node.attributes[names[0] if bool(condition.value) else names[1]].as_graph()
         _inline(lowering, node, graph)
         return
-    made = [_body(lowering, node.attributes[name].as_graph()) for name in names]
+    made = [lowering.body(node.attributes[name].as_graph()) for name in names]
     branch = Branch([body for body, _ in made], [len(captured) for _, captured in made])
-    flag = lowering.number(condition) if not hasattr(condition, "node") else lowering.tensor(condition)
     captured = [value for _, values in made for value in values]
-    _call(lowering, node, branch, (flag, *_captured(lowering, captured)))
+    lowering.call_module(node, branch, (_argument(lowering, condition), *_captured(lowering, captured)))
 
 
 def _inline(lowering: Lowering, node: ir.Node, graph: ir.Graph) -> None:
@@ -107,13 +105,13 @@ def _inline(lowering: Lowering, node: ir.Node, graph: ir.Graph) -> None:
 
 def _lower_loop(lowering: Lowering, node: ir.Node) -> None:
     graph = node.attributes["body"].as_graph()
-    body, captured = _body(lowering, graph)
-    trips, condition = (None if v is None else lowering.read(v) for v in node.inputs[:2])
-    carried = _tensors(lowering, node.inputs[2:])
+    body, captured = lowering.body(graph)
+    trips, condition, *values = lowering.inputs_of(node)
+    carried = [_tensor(lowering, form) for form in values]
     module = Repeat(body, len(carried), [_no_rows(value) for value in graph.outputs[1 + len(carried) :]])
-    first = None if trips is None else lowering.number(trips)
-    second = None if condition is None else lowering.tensor(condition)
-    _call(lowering, node, module, (first, second, *carried, *_captured(lowering, captured)))
+    limit = None if trips is None else lowering.numbers(trips)
+    going = _tensor(lowering, condition)
+    lowering.call_module(node, module, (limit, going, *carried, *_captured(lowering, captured)))
 
 
 def _no_rows(value: ir.Value) -> torch.Tensor:
@@ -123,7 +121,7 @@ def _no_rows(value: ir.Value) -> torch.Tensor:
 
 
 def _lower_scan(lowering: Lowering, node: ir.Node) -> None:
-    body, captured = _body(lowering, node.attributes["body"].as_graph())
+    body, captured = lowering.body(node.attributes["body"].as_graph())
     batched = lowering.opsets[""] < 9
     scans = node.attributes["num_scan_inputs"].as_int()
     states = len(node.inputs) - scans - batched
@@ -137,35 +135,23 @@ def _lower_scan(lowering: Lowering, node: ir.Node) -> None:
     if batched:
         options["scan_input_directions"] = options["directions"]
     scan = Scanned(body, states, options)
-    inputs = _tensors(lowering, node.inputs)
-    _call(lowering, node, BatchScanned(scan) if batched else scan, (*inputs, *_captured(lowering, captured)))
+    inputs = [_tensor(lowering, form) for form in lowering.inputs_of(node)]
+    module = BatchScanned(scan) if batched else scan
+    lowering.call_module(node, module, (*inputs, *_captured(lowering, captured)))
 
 
-def _body(lowering: Lowering, graph: ir.Graph) -> tuple[fx.GraphModule, list[ir.Value]]:
-    """A body as a module, and the values from around it that it takes after its own inputs."""
-    from compressor.torch_graph.lowering import Lowering as Inner
-
-    inner = Inner(lowering.model, lowering.paths, lowering)
-    inner.opsets = lowering.opsets
-    inner.inputs(graph.inputs)
-    return inner.finish(graph, graph.outputs), inner.captured
-
-
-def _tensors(lowering: Lowering, values: Sequence[ir.Value | None]) -> list[Any]:
-    """Values as tensors, as the inputs of a body are."""
-    return [None if value is None else lowering.tensor(lowering.read(value)) for value in values]
+def _tensor(lowering: Lowering, form: Form | None) -> Any:
+    """What a body takes as an input of its own."""
+    return None if form is None else lowering.tensor(form)
 
 
 def _captured(lowering: Lowering, values: Sequence[ir.Value]) -> list[Any]:
-    """Captured values: Python numbers stay what they are."""
-    from compressor.torch_graph.lowering import Host
-
-    forms = [lowering.read(value) for value in values]
-    return [lowering.number(form) if isinstance(form, Host) else lowering.tensor(form) for form in forms]
+    return [_argument(lowering, lowering.read(value)) for value in values]
 
 
-def _call(lowering: Lowering, node: ir.Node, module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
-    lowering.set(node, lowering.graph.call_module(calling.add(lowering, node, module), arguments))
+def _argument(lowering: Lowering, form: Form | None) -> Any:
+    """A form as it is: Python numbers stay Python numbers."""
+    return lowering.numbers(form) if isinstance(form, Host) else _tensor(lowering, form)
 
 
 def _single(values: Sequence[Any]) -> Any:

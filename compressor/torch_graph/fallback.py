@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -14,6 +14,9 @@ from onnx.reference.op_run import RuntimeImplementationError
 
 from compressor.errors import ModelError
 from compressor.torch_graph.values import to_array, to_value
+
+if TYPE_CHECKING:
+    from compressor.torch_graph.lowering import Lowering
 
 
 class Reference(torch.nn.Module):
@@ -39,6 +42,20 @@ class Reference(torch.nn.Module):
         return moved if len(moved) > 1 else moved[0]
 
 
+def lower(lowering: Lowering, node: ir.Node) -> bool:
+    """Add a call of the reference evaluator; the last way to run a node, so it never gives False.
+
+    Raises:
+        ModelError: the reference evaluator does not have the operator either.
+    """
+    if not exists(node, lowering.opsets):
+        where = f" of {node.domain}" if node.domain else ""
+        raise ModelError(f"Node {node.name!r}: the operator {node.op_type}{where} cannot be run in torch.")
+    inputs = tuple(None if form is None else lowering.tensor(form) for form in lowering.inputs_of(node))
+    lowering.call_module(node, Reference(node, lowering.opsets), inputs)
+    return True
+
+
 def exists(node: ir.Node, opsets: Mapping[str, int]) -> bool:
     """Whether the reference evaluator has the operator."""
     if not onnx.defs.has(node.op_type, opsets.get(node.domain, 1), node.domain):
@@ -48,13 +65,6 @@ def exists(node: ir.Node, opsets: Mapping[str, int]) -> bool:
     except (RuntimeImplementationError, NotImplementedError, KeyError):
         return False
     return True
-
-
-def require(node: ir.Node, opsets: Mapping[str, int]) -> None:
-    """Raise ModelError when nothing can run the node."""
-    if not exists(node, opsets):
-        where = f" of {node.domain}" if node.domain else ""
-        raise ModelError(f"Node {node.name!r}: the operator {node.op_type}{where} cannot be run in torch.")
 
 
 def _model(node: ir.Node, opsets: Mapping[str, int]) -> onnx.ModelProto:

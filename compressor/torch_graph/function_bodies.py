@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import onnx
 import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from compressor.torch_graph.attributes import schema
 
 if TYPE_CHECKING:
     from compressor.torch_graph.lowering import Lowering
@@ -15,20 +18,18 @@ if TYPE_CHECKING:
 def inline_functions(model: ir.Model) -> None:
     """Replace calls of the file's functions by their nodes, in place; names are the same each time."""
     if model.functions:
-        import onnx_ir.passes.common as common
-
         common.InlinePass()(model)
 
 
 def lower(lowering: Lowering, node: ir.Node) -> bool:
     """Lower the function body of the node's operator in its place; False when it has none."""
-    version = lowering.opsets.get(node.domain, 1)
-    function = _function(node, version)
-    if function is None:
+    known = schema(node, lowering.opsets)
+    function = None if known is None else _function(node, known)
+    if known is None or function is None:
         return False
-    body = _graph(function, node, version)
-    outer = dict(lowering.opsets)
-    lowering.opsets = outer | {entry.domain: entry.version for entry in function.opset_import}
+    body = _graph(function, node, known)
+    outer = lowering.opsets
+    lowering.opsets = {**outer, **{entry.domain: entry.version for entry in function.opset_import}}
     given = dict(zip(body.inputs, node.inputs, strict=False))
     for value, source in given.items():
         if source is not None:
@@ -47,11 +48,8 @@ def lower(lowering: Lowering, node: ir.Node) -> bool:
     return True
 
 
-def _function(node: ir.Node, version: int) -> onnx.FunctionProto | None:
+def _function(node: ir.Node, schema: onnx.defs.OpSchema) -> onnx.FunctionProto | None:
     """The body that the operator's schema gives, for the types of this node."""
-    if not onnx.defs.has(node.op_type, version, node.domain):
-        return None
-    schema = onnx.defs.get_schema(node.op_type, version, node.domain)
     if schema.has_function:  # type: ignore[attr-defined]
         return schema.function_body
     if not schema.has_context_dependent_function:  # type: ignore[attr-defined]
@@ -67,10 +65,10 @@ def _type(value: ir.Value) -> onnx.TypeProto:
     return ir.to_proto(value).type
 
 
-def _graph(function: onnx.FunctionProto, node: ir.Node, version: int) -> ir.Graph:
+def _graph(function: onnx.FunctionProto, node: ir.Node, schema: onnx.defs.OpSchema) -> ir.Graph:
     """The body as a graph, with the node's attributes, or the function's defaults, where it refers to them."""
     given = {attribute.name: attribute for attribute in function.attribute_proto}
-    given |= _defaults(node, version)
+    given |= {name: a.default_value for name, a in schema.attributes.items() if a.default_value.name}
     given |= {attribute.name: attribute for attribute in ir.to_proto(node).attribute}
     inner = [onnx.NodeProto.FromString(n.SerializeToString()) for n in function.node]
     for n in _all(inner):
@@ -80,12 +78,6 @@ def _graph(function: onnx.FunctionProto, node: ir.Node, version: int) -> ir.Grap
         for names in (function.input, function.output)
     )
     return ir.serde.deserialize_graph(onnx.helper.make_graph(inner, function.name, inputs, outputs))
-
-
-def _defaults(node: ir.Node, version: int) -> dict[str, onnx.AttributeProto]:
-    """The attributes that the operator's schema gives when a node has none."""
-    schema = onnx.defs.get_schema(node.op_type, version, node.domain)
-    return {name: a.default_value for name, a in schema.attributes.items() if a.default_value.name}
 
 
 def _all(nodes: list[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:

@@ -1,4 +1,4 @@
-"""Which initializers of a model are trained, and which of them are one.
+"""Which initializers of a model are trained.
 
 An initializer is a parameter when it is a floating-point tensor in the place where operators have weights, directly
 or behind a chain of Transpose, Reshape, Cast and the like. Everything else (statistics, quantizer scales, masks,
@@ -7,9 +7,7 @@ normalization constants of the input) is a buffer.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -71,14 +69,6 @@ _FILLING = ("Expand", "Concat")
 """Operators that take zeros as often as weights: initial states, padding."""
 
 
-@dataclass(frozen=True)
-class Tie:
-    """A weight that is another one: the same bytes, or the bytes of its transpose."""
-
-    value: ir.Value
-    transposed: bool
-
-
 def constants(model: ir.Model) -> Iterator[ir.Value]:
     """Every value whose data is in the file: initializers, and outputs of Constant nodes, bodies included."""
     for graph in model.graphs():
@@ -113,38 +103,10 @@ def scales(model: ir.Model) -> list[ir.Value]:
 def trainable(model: ir.Model) -> list[ir.Value]:
     """The values that training changes, in the order of the file."""
     return [
-        value for value in constants(model) if _is_float(value) and _is_weight(value) and not _is_ruler(value)
+        value
+        for value in constants(model)
+        if _is_float(value) and _is_weight(value) and not _is_progression(value)
     ]
-
-
-def ties(values: list[ir.Value]) -> dict[ir.Value, Tie]:
-    """Value -> the earlier one with the same bytes: a weight that the exporter wrote twice stays one.
-
-    Exporters transpose the embedding that is the output layer too: matrices are compared both ways. Only weights of
-    two axes or more whose elements differ are compared: vectors of ones or zeros are equal by chance.
-    """
-    first: dict[bytes, ir.Value] = {}
-    shapes: set[tuple[int, ...]] = set()
-    found: dict[ir.Value, Tie] = {}
-    for value in values:
-        array = array_of(value)
-        if array.ndim < 2 or array.size < 2 or _is_filled(array):
-            continue
-        digest = _digest(array)
-        if digest in first:
-            found[value] = Tie(first[digest], transposed=False)
-            continue
-        mirrored = first.get(_digest(array.T)) if array.ndim == 2 and array.shape[::-1] in shapes else None
-        if mirrored is not None:
-            found[value] = Tie(mirrored, transposed=True)
-            continue
-        first[digest] = value
-        shapes.add(array.shape)
-    return found
-
-
-def _digest(array: np.ndarray) -> bytes:
-    return hashlib.sha256(f"{array.shape}{array.dtype}".encode() + array.tobytes()).digest()
 
 
 def array_of(value: ir.Value) -> np.ndarray:
@@ -155,25 +117,30 @@ def array_of(value: ir.Value) -> np.ndarray:
     return tensor.numpy()
 
 
+def is_filled(array: np.ndarray) -> bool:
+    """True when all elements are equal."""
+    return bool((array == array.flat[0]).all())
+
+
 def _is_float(value: ir.Value) -> bool:
     tensor = ir.convenience.get_const_tensor(value)
     return tensor is not None and tensor.dtype in FLOATS and tensor.size > 0
 
 
 def _is_weight(value: ir.Value) -> bool:
-    return any(_weighs(array_of(value), use.node, use.idx) for use in value.uses())
+    return any(_holds_weight(array_of(value), use.node, use.idx) for use in value.uses())
 
 
-def _weighs(array: np.ndarray, node: ir.Node, index: int) -> bool:
+def _holds_weight(array: np.ndarray, node: ir.Node, index: int) -> bool:
     """True when input `index` of the node, which holds the array in some form, is a weight, or passed on as one."""
     if node.op_type in (*VIEWS, *CODED):
         return index == 0 and any(
-            _weighs(array, use.node, use.idx) for output in node.outputs for use in output.uses()
+            _holds_weight(array, use.node, use.idx) for output in node.outputs for use in output.uses()
         )
     if index not in WEIGHTS.get(node.op_type, ()):
         return False
     if node.op_type in _FILLING:
-        return not _is_filled(array)
+        return not is_filled(array)
     if node.op_type not in _ELEMENTWISE:
         return True
     other = node.inputs[1 - index]
@@ -187,11 +154,7 @@ def _is_layer(node: ir.Node | None) -> bool:
     return node is not None and node.op_type in ("MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum")
 
 
-def _is_filled(array: np.ndarray) -> bool:
-    return bool((array == array.flat[0]).all())
-
-
-def _is_ruler(value: ir.Value) -> bool:
+def _is_progression(value: ir.Value) -> bool:
     """True for 0, 1, 2, ... and the like, which detection heads and position tables hold as constants."""
     array = array_of(value).ravel()
     if not 3 <= array.size <= 4096:

@@ -1,8 +1,9 @@
-"""Where the initializers live in the torch module: under their own names, as far as torch allows."""
+"""Names in the torch module: the ONNX names, as far as torch and Python allow."""
 
 from __future__ import annotations
 
 import keyword
+import re
 from functools import cache
 
 import torch
@@ -24,6 +25,16 @@ def place(root: torch.nn.Module, name: str, value: torch.Tensor | torch.nn.Param
     else:
         home.register_buffer(leaf, value)
     return ".".join((*folders, leaf))
+
+
+def identifier(name: str | None) -> str:
+    """A Python name near an ONNX name.
+
+    >>> identifier("layer1/conv:0"), identifier("0")
+    ('layer1_conv_0', '_0')
+    """
+    clean = re.sub(r"\W", "_", name or "value")
+    return f"_{clean}" if clean[:1].isdigit() or keyword.iskeyword(clean) or clean == "self" else clean
 
 
 def _parts(root: torch.nn.Module, name: str) -> list[str]:

@@ -13,10 +13,12 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from compressor.torch_graph.values import attribute_value
+from compressor.torch_graph.attributes import attribute_value
+from compressor.torch_graph.forms import Form, Known
+from compressor.torch_graph.operators import straight_through
 
 if TYPE_CHECKING:
-    from compressor.torch_graph.lowering import Form, Lowering
+    from compressor.torch_graph.lowering import Lowering
 
 _RANGES = {
     ir.DataType.UINT8: (0, 255),
@@ -42,35 +44,32 @@ def lower(lowering: Lowering, node: ir.Node) -> bool:
 
 
 def _lower_quantize(lowering: Lowering, node: ir.Node) -> bool:
-    from compressor.torch_graph.operators.straight_through import quantize_codes
-
     limits = _RANGES.get(_code_type(node))
     if limits is None or not _only_decoded(node.outputs[0]) or _is_known(lowering, node):
         return False
-    x, scale, zero_point = _operands(lowering, node)
-    keywords: dict[str, Any] = {"low": limits[0], "high": limits[1], **_axis(node)}
-    lowering.set(node, lowering.graph.call_function(quantize_codes, (x, scale, zero_point), keywords))
+    low, high = limits
+    operands = _operands(lowering, node)
+    call = lowering.graph.call(straight_through.quantize_codes, *operands, low=low, high=high, **_axis(node))
+    lowering.bind(node, call)
     return True
 
 
 def _lower_dequantize(lowering: Lowering, node: ir.Node) -> bool:
-    from compressor.torch_graph.operators import straight_through
-
     codes = node.inputs[0]
     source = _quantizer(codes)
     if source is None or not _only_decoded(source.outputs[0]) or _is_known(lowering, source):
         return False
     if source.outputs[0] is not codes or not _same_grid(lowering, source, node):
         operands = _operands(lowering, node)
-        call = lowering.graph.call_function(straight_through.dequantize_codes, operands, _axis(node))
-        lowering.set(node, call)
+        call = lowering.graph.call(straight_through.dequantize_codes, *operands, **_axis(node))
+        lowering.bind(node, call)
         return True
     low, high = _RANGES[_code_type(source)]
     scale = source.inputs[1]
-    learned = scale is not None and lowering.knows(scale)
+    learned = scale in lowering.weights
     kernel = straight_through.learned_fake_quantize if learned else straight_through.fake_quantize
-    keywords: dict[str, Any] = {"low": low, "high": high, **_axis(source)}
-    lowering.set(node, lowering.graph.call_function(kernel, _operands(lowering, source), keywords))
+    operands = _operands(lowering, source)
+    lowering.bind(node, lowering.graph.call(kernel, *operands, low=low, high=high, **_axis(source)))
     return True
 
 
@@ -84,8 +83,6 @@ def _operands(lowering: Lowering, node: ir.Node) -> tuple[Any, ...]:
 
 def _widened(form: Form) -> Form:
     """A zero point of a type that torch lacks (4 and 2 bits) as one that it has."""
-    from compressor.torch_graph.lowering import Known
-
     if isinstance(form, Known) and isinstance(form.value, np.ndarray):
         return Known(torch.from_numpy(form.value.astype(np.int16)), form.name)
     return form
@@ -134,8 +131,6 @@ def _same_grid(lowering: Lowering, first: ir.Node, second: ir.Node) -> bool:
 
 
 def _equal(lowering: Lowering, a: ir.Value | None, b: ir.Value | None) -> bool:
-    from compressor.torch_graph.lowering import Known
-
     if a is b or a is None or b is None:
         return a is b
     left, right = lowering.read(a), lowering.read(b)
@@ -146,7 +141,4 @@ def _equal(lowering: Lowering, a: ir.Value | None, b: ir.Value | None) -> bool:
 
 def _is_known(lowering: Lowering, node: ir.Node) -> bool:
     """True when what is quantized is a constant that is not trained."""
-    from compressor.torch_graph.lowering import Known
-
-    form: Form | None = None if node.inputs[0] is None else lowering.read(node.inputs[0])
-    return isinstance(form, Known)
+    return isinstance(lowering.inputs_of(node)[0], Known)

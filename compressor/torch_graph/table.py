@@ -11,8 +11,10 @@ from functools import cache
 from importlib import import_module
 from types import MappingProxyType
 
+import onnx_ir as ir
+
 from compressor.torch_graph import operators
-from compressor.torch_graph.values import Kernel
+from compressor.torch_graph.values import TORCH_TYPES, Kernel
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -22,17 +24,17 @@ class Signature:
     """How a kernel wants to be called.
 
     Args:
-        host: for each positional input "tensor", or how it is read in Python, "number" or "list"; "either" is a
-            number where a constant is one, else a tensor.
+        kinds: how each positional input is given, as a "tensor", a "number" or a "list" of them; "either" is a number
+            where the input is a constant of rank 0, else a tensor.
         names: everything that may be passed by keyword.
     """
 
-    host: tuple[str, ...]
+    kinds: tuple[str, ...]
     names: frozenset[str]
 
     def kind(self, position: int) -> str:
-        """How the input at this position is read; variadic inputs are tensors."""
-        return self.host[position] if position < len(self.host) else "tensor"
+        """How the input at this position is given; variadic inputs are tensors."""
+        return self.kinds[position] if position < len(self.kinds) else "tensor"
 
 
 @cache
@@ -52,9 +54,19 @@ def signature(kernel: Kernel) -> Signature:
     """The signature of a kernel."""
     hints = typing.get_type_hints(kernel)
     parameters = inspect.signature(kernel).parameters.values()
-    host = tuple(_read_as(str(hints[p.name])) for p in parameters if p.kind in _POSITIONAL)
+    kinds = tuple(_kind(str(hints[p.name])) for p in parameters if p.kind in _POSITIONAL)
     names = frozenset(p.name for p in parameters if p.kind is not inspect.Parameter.VAR_POSITIONAL)
-    return Signature(host, names)
+    return Signature(kinds, names)
+
+
+def kernel_of(node: ir.Node) -> Kernel | None:
+    """The kernel that runs a node; None when there is none, or it meets types that torch does not compute with."""
+    types = [value.dtype for value in (*node.inputs, *node.outputs) if value is not None]
+    if "to" in node.attributes:
+        types.append(ir.DataType(node.attributes["to"].as_int()))
+    if any(kind is not None and kind not in TORCH_TYPES for kind in types):
+        return None
+    return kernels().get(key(node.domain, node.op_type))
 
 
 def key(domain: str, operator: str) -> str:
@@ -66,7 +78,7 @@ def key(domain: str, operator: str) -> str:
     return operator if domain in ("", "ai.onnx") else f"{domain}::{operator}"
 
 
-def _read_as(hint: str) -> str:
+def _kind(hint: str) -> str:
     if "Tensor" in hint and "float" in hint:
         return "either"
     if "Tensor" in hint or "Any" in hint:

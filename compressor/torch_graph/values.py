@@ -11,7 +11,6 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import onnx
 import onnx_ir as ir
 import torch
 
@@ -58,6 +57,11 @@ def torch_type(number: int) -> torch.dtype | None:
     return TORCH_TYPES.get(ir.DataType(number))
 
 
+def onnx_type(tensor: torch.Tensor) -> ir.DataType:
+    """The ONNX element type of a tensor."""
+    return next(kind for kind, dtype in TORCH_TYPES.items() if dtype == tensor.dtype)
+
+
 def to_value(array: Any) -> Any:
     """An array as what flows in the graph; lists and None stay what they are.
 
@@ -91,26 +95,3 @@ def to_array(value: Any) -> Any:
         raw = tensor.view(torch.int16 if bits is np.int16 else torch.uint8)
         return raw.numpy().view(dtype).reshape(tuple(tensor.shape))
     return tensor.numpy()
-
-
-def attribute_value(attribute: ir.Attr) -> Any:
-    """An ONNX attribute as a Python value: numbers, text, lists of them, or a tensor of the graph's kind."""
-    if attribute.type == ir.AttributeType.TENSOR:
-        return to_value(attribute.as_tensor().numpy())
-    if attribute.type == ir.AttributeType.TENSORS:
-        return [to_value(tensor.numpy()) for tensor in attribute.as_tensors()]
-    if attribute.type in (ir.AttributeType.INTS, ir.AttributeType.FLOATS, ir.AttributeType.STRINGS):
-        return list(attribute.value)
-    return attribute.value
-
-
-def schema_defaults(schema: onnx.defs.OpSchema) -> dict[str, Any]:
-    """Attribute name -> the default that the operator's schema gives, those without a default left out."""
-    found = {}
-    for name, attribute in schema.attributes.items():
-        if attribute.default_value.name:
-            value = onnx.helper.get_attribute_value(attribute.default_value)
-            items = value if isinstance(value, list) else [value]
-            texts = [item.decode() if isinstance(item, bytes) else item for item in items]
-            found[name] = texts if isinstance(value, list) else texts[0]
-    return found

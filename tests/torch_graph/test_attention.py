@@ -16,7 +16,7 @@ from compressor.torch_graph.operators import (
     microsoft_attention,
     rotary,
 )
-from tests.torch_graph.kernel_and_runtime import both
+from tests.torch_graph.one_node import both
 
 DRAW = np.random.default_rng(0)
 MS = "com.microsoft::"
@@ -168,7 +168,7 @@ def test_group_query_attention_equals_onnxruntime(inputs: list[Any], given: dict
 def test_group_query_attention_gives_its_scores(stage: int) -> None:
     inputs = grouped(5, 0, [5, 5])
     ours, theirs = both(
-        KERNELS, MS + "GroupQueryAttention", inputs, 4, num_heads=N, kv_num_heads=M, qk_output=stage
+        KERNELS, MS + "GroupQueryAttention", inputs, outputs=4, num_heads=N, kv_num_heads=M, qk_output=stage
     )
     seen = np.tril(np.ones((5, 5), bool))  # onnxruntime leaves what is masked as it was
     np.testing.assert_allclose(ours[3][..., seen], theirs[3][..., seen], rtol=1e-4, atol=2e-5)

@@ -10,6 +10,7 @@ from torch import fx
 
 from compressor.runtime import Session
 from compressor.torch_graph import to_torch, write_back
+from compressor.torch_graph.conversions import from_host
 from compressor.torch_graph.values import to_value
 from tests.conftest import build, drawn
 
@@ -143,3 +144,23 @@ def test_statistics_in_the_body_of_an_if_are_written_back_too() -> None:
     assert (write_back(module, model).graph.initializers["m"].const_value.numpy() == STATISTICS["m"]).all()
     module(torch.tensor(True), torch.randn(5, 3, 4))
     assert (write_back(module, model).graph.initializers["m"].const_value.numpy() != STATISTICS["m"]).all()
+
+
+def test_shapes_in_an_if_in_an_if_become_tensors_on_the_device_of_the_inputs() -> None:
+    text = """
+    g (bool c, bool d, float[N, 4] x) => (int64[2] y) {
+      s = Shape(x)
+      y = If(c) <
+        then_branch = t () => (a) {
+          a = If(d) <then_branch = p () => (u) { u = Identity(s) }, else_branch = q () => (v) { v = Neg(s) }>
+        },
+        else_branch = e () => (b) { b = Abs(s) }
+      >
+    }
+    """
+    module = lowered(text)
+    bodies = [part for part in module.modules() if isinstance(part, fx.GraphModule) and part is not module]
+    made = [node for body in bodies for node in body.graph.nodes if node.target is from_host]
+    assert len(made) == 3
+    assert all(isinstance(node.args[2], fx.Node) for node in made)
+    assert module(torch.tensor(True), torch.tensor(False), torch.zeros(3, 4)).tolist() == [-3, -4]

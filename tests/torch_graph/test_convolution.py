@@ -11,7 +11,7 @@ import torch
 from compressor.errors import ModelError
 from compressor.torch_graph.operators.convolution import conv, conv_transpose, fused_conv, nhwc_conv
 from tests.conftest import drawn
-from tests.torch_graph.against_onnxruntime import agree
+from tests.torch_graph.one_node import agree
 
 X, W, B = drawn(2, 4, 7, 8), drawn(6, 4, 3, 2, seed=1), drawn(6, seed=2)
 T = drawn(4, 3, 3, 2, seed=3)
@@ -48,15 +48,15 @@ TRANSPOSED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("opset", [7, 11, 22])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_conv_as_onnxruntime(name: str, opset: int) -> None:
-    agree("Conv", [X, W], opset=opset, **CONVOLUTIONS[name])
-    agree("Conv", [X, W[:, :2], B], opset=opset, group=2, **CONVOLUTIONS[name])
+    agree("Conv", [X, W], at_opset=opset, **CONVOLUTIONS[name])
+    agree("Conv", [X, W[:, :2], B], at_opset=opset, group=2, **CONVOLUTIONS[name])
 
 
 @pytest.mark.parametrize("opset", [7, 11, 22])
 @pytest.mark.parametrize("name", TRANSPOSED)
 def test_conv_transpose_as_onnxruntime(name: str, opset: int) -> None:
-    agree("ConvTranspose", [X, T], opset=opset, **TRANSPOSED[name])
-    agree("ConvTranspose", [X, T, B], opset=opset, group=2, **TRANSPOSED[name])
+    agree("ConvTranspose", [X, T], at_opset=opset, **TRANSPOSED[name])
+    agree("ConvTranspose", [X, T, B], at_opset=opset, group=2, **TRANSPOSED[name])
 
 
 @pytest.mark.parametrize("auto_pad", ["SAME_UPPER", "SAME_LOWER", "VALID"])

@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from compressor.errors import ModelError
+from compressor.torch_graph.attributes import schema_defaults
 from compressor.torch_graph.operators import host_arithmetic, host_indexing, host_reductions, host_shaping
-from compressor.torch_graph.values import schema_defaults
 
 TABLES = [module.HOST_KERNELS for module in (host_arithmetic, host_indexing, host_reductions, host_shaping)]
 KERNELS = {name: kernel for table in TABLES for name, kernel in table.items()}

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from compressor.errors import ModelError
 from compressor.torch_graph.operators.linear import fused_gemm, gemm, matmul
 from tests.conftest import drawn
-from tests.torch_graph.against_onnxruntime import agree
+from tests.torch_graph.one_node import agree
 
 WHOLE = np.arange(12, dtype=np.int32).reshape(3, 4)
 
@@ -34,8 +34,8 @@ class Calls(TorchDispatchMode):
 @pytest.mark.parametrize(("trans_a", "trans_b"), [*product([0, 1], repeat=2)])
 def test_gemm_transposes_and_scales_as_onnxruntime(opset: int, trans_a: int, trans_b: int) -> None:
     a, b = drawn(*((4, 3) if trans_a else (3, 4))), drawn(*((5, 4) if trans_b else (4, 5)), seed=1)
-    agree("Gemm", [a, b, drawn(5)], opset=opset, transA=trans_a, transB=trans_b)
-    agree("Gemm", [a, b, drawn(5)], opset=opset, transA=trans_a, transB=trans_b, alpha=0.5, beta=2.0)
+    agree("Gemm", [a, b, drawn(5)], at_opset=opset, transA=trans_a, transB=trans_b)
+    agree("Gemm", [a, b, drawn(5)], at_opset=opset, transA=trans_a, transB=trans_b, alpha=0.5, beta=2.0)
 
 
 @pytest.mark.parametrize("shape", [(5,), (1,), (3, 1), (1, 5), (3, 5)])
@@ -71,7 +71,7 @@ def test_gemm_runs_what_linear_runs() -> None:
     [((3,), (3,)), ((3,), (2, 3, 4)), ((2, 3, 4), (4,)), ((3, 4), (4, 2)), ((2, 1, 3, 4), (5, 4, 2))],
 )
 def test_matmul_broadcasts_as_onnxruntime(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
-    agree("MatMul", [drawn(*shapes[0]), drawn(*shapes[1])], opset=9)
+    agree("MatMul", [drawn(*shapes[0]), drawn(*shapes[1])], at_opset=9)
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint32, np.uint64])

@@ -19,6 +19,7 @@ from compressor.runtime import Session, Setup
 from compressor.torch_graph import to_torch, write_back
 from compressor.torch_graph.lowering import Lowering
 from compressor.torch_graph.values import to_array, to_value
+from compressor.torch_graph.weights import Weights
 from passes.quantize_int8 import QuantizeInt8
 from tests.conftest import build, drawn
 from tests.torch_graph import zoo
@@ -306,8 +307,9 @@ def test_an_attribute_that_would_be_ignored_is_refused() -> None:
 
 
 def test_a_value_that_nothing_gives_is_named(tiny_mlp: ir.Model) -> None:
+    root = torch.nn.Module()
     with pytest.raises(ModelError, match="Nothing in the graph gives the value 'ghost'"):
-        Lowering(tiny_mlp, {}).read(ir.Value(name="ghost"))
+        Lowering(root, {}, Weights(root, tiny_mlp)).read(ir.Value(name="ghost"))
 
 
 @pytest.mark.parametrize("nodes", ["y = Add(x, late) late = Relu(x)", "y = Add(x, late)", "z = Relu(x)"])

@@ -29,7 +29,7 @@ from compressor.torch_graph.operators.normalization import (
 )
 from compressor.torch_graph.operators.train_or_eval import batch_normalization, dropout
 from tests.conftest import build, drawn
-from tests.torch_graph.against_onnxruntime import agree
+from tests.torch_graph.one_node import agree
 
 X = drawn(3, 6, 4, 5)
 SCALE, BIAS, MEAN, VAR = drawn(6, seed=1), drawn(6, seed=2), drawn(6, seed=3), np.abs(drawn(6, seed=4)) + 0.5
@@ -41,19 +41,19 @@ HALF = 5e-3
 @pytest.mark.parametrize("attributes", [{}, {"epsilon": 0.1, "momentum": 0.3}])
 def test_batch_normalization_uses_the_given_statistics(opset: int, attributes: dict[str, float]) -> None:
     for shape in [(3, 6), (3, 6, 4), (3, 6, 4, 5)]:
-        agree("BatchNormalization", [drawn(*shape), SCALE, BIAS, MEAN, VAR], opset=opset, **attributes)
+        agree("BatchNormalization", [drawn(*shape), SCALE, BIAS, MEAN, VAR], at_opset=opset, **attributes)
 
 
 def test_batch_normalization_of_each_element_and_of_one_channel() -> None:
     each = [drawn(6, 2, seed=seed) for seed in range(3)]
-    agree("BatchNormalization", [X[:, :, 0, :2], *each, np.abs(drawn(6, 2)) + 0.5], opset=7, spatial=0)
-    agree("BatchNormalization", [drawn(6), SCALE[:1], BIAS[:1], MEAN[:1], VAR[:1]], opset=9)
+    agree("BatchNormalization", [X[:, :, 0, :2], *each, np.abs(drawn(6, 2)) + 0.5], at_opset=7, spatial=0)
+    agree("BatchNormalization", [drawn(6), SCALE[:1], BIAS[:1], MEAN[:1], VAR[:1]], at_opset=9)
 
 
 @pytest.mark.parametrize("opset", [14, 15])
 def test_training_mode_of_the_file_returns_the_moved_statistics(opset: int) -> None:
     inputs = [X, SCALE, BIAS, MEAN, VAR]
-    agree("BatchNormalization", inputs, opset=opset, outputs=3, training_mode=1, momentum=0.7)
+    agree("BatchNormalization", inputs, at_opset=opset, outputs=3, training_mode=1, momentum=0.7)
     mean = torch.from_numpy(MEAN.copy())
     operands = [torch.from_numpy(a) for a in (X, SCALE, BIAS)]
     attributes: dict[str, Any] = {"epsilon": 1e-5, "momentum": 0.7, "training_mode": 1}
@@ -93,10 +93,10 @@ def test_a_batch_with_one_value_per_channel_cannot_train() -> None:
 
 @pytest.mark.parametrize("opset", [7, 10, 12, 13])
 def test_dropout_passes_everything_in_inference(opset: int) -> None:
-    agree("Dropout", [X], opset=opset)
+    agree("Dropout", [X], at_opset=opset)
     if opset >= 12:
-        agree("Dropout", [X, np.array(0.3, np.float32), np.array(False)], opset=opset, outputs=2)
-        agree("Dropout", [X], opset=opset, outputs=2)
+        agree("Dropout", [X, np.array(0.3, np.float32), np.array(False)], at_opset=opset, outputs=2)
+        agree("Dropout", [X], at_opset=opset, outputs=2)
 
 
 def test_dropout_drops_the_ratio_while_training_and_scales_the_rest() -> None:
@@ -125,7 +125,7 @@ def test_layer_normalization_as_onnxruntime(axis: int | None, outputs: int) -> N
     agree("LayerNormalization", [X, drawn(*shape), drawn(*shape, seed=1)], outputs=outputs, **attributes)
     agree("LayerNormalization", [X, drawn(*shape)], outputs=outputs, epsilon=0.1, **attributes)
     agree("SimplifiedLayerNormalization", [X, drawn(*shape)], outputs=min(outputs, 2), **attributes)
-    agree("RMSNormalization", [X, drawn(*shape)], opset=23, **attributes)
+    agree("RMSNormalization", [X, drawn(*shape)], at_opset=23, **attributes)
 
 
 def test_a_scale_that_broadcasts() -> None:
@@ -148,23 +148,23 @@ def test_sixteen_bits_are_normalized_in_float32() -> None:
 
 @pytest.mark.parametrize("shape", [(2, 6, 5), (2, 6, 5, 4), (2, 6, 3, 2, 2)])
 def test_instance_and_group_normalization(shape: tuple[int, ...]) -> None:
-    agree("InstanceNormalization", [drawn(*shape), SCALE, BIAS], opset=7)
-    agree("InstanceNormalization", [drawn(*shape), SCALE, BIAS], opset=22, epsilon=0.1)
-    agree("GroupNormalization", [drawn(*shape), SCALE[:3], BIAS[:3]], opset=18, num_groups=3)
-    agree("GroupNormalization", [drawn(*shape), SCALE, BIAS], opset=21, num_groups=3, epsilon=0.1)
+    agree("InstanceNormalization", [drawn(*shape), SCALE, BIAS], at_opset=7)
+    agree("InstanceNormalization", [drawn(*shape), SCALE, BIAS], at_opset=22, epsilon=0.1)
+    agree("GroupNormalization", [drawn(*shape), SCALE[:3], BIAS[:3]], at_opset=18, num_groups=3)
+    agree("GroupNormalization", [drawn(*shape), SCALE, BIAS], at_opset=21, num_groups=3, epsilon=0.1)
 
 
 @pytest.mark.parametrize("attributes", [{}, {"p": 1}, {"axis": 1}, {"axis": 0, "p": 2}])
 def test_lp_normalization(attributes: dict[str, int]) -> None:
     x = X.copy()
     x[0, 0] = 0
-    agree("LpNormalization", [x], opset=7, **attributes)
+    agree("LpNormalization", [x], at_opset=7, **attributes)
 
 
 @pytest.mark.parametrize("size", [1, 3, 5])
 def test_local_response_normalization(size: int) -> None:
-    agree("LRN", [X], opset=7, size=size)
-    agree("LRN", [X], opset=13, size=size, alpha=0.5, beta=0.6, bias=2.0)
+    agree("LRN", [X], at_opset=7, size=size)
+    agree("LRN", [X], at_opset=13, size=size, alpha=0.5, beta=0.6, bias=2.0)
 
 
 def test_an_even_window_of_channels_is_longer_behind() -> None:
@@ -175,7 +175,7 @@ def test_an_even_window_of_channels_is_longer_behind() -> None:
 
 @pytest.mark.parametrize("attributes", [{}, {"axes": [0, 1, 2, 3]}, {"axes": [1]}])
 def test_mean_variance_normalization(attributes: dict[str, list[int]]) -> None:
-    agree("MeanVarianceNormalization", [X], opset=9, **attributes)
+    agree("MeanVarianceNormalization", [X], at_opset=9, **attributes)
 
 
 @pytest.mark.parametrize("bias", [[], [drawn(8, seed=7)]])

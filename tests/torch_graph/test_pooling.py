@@ -20,7 +20,7 @@ from compressor.torch_graph.operators.pooling import (
     max_unpool,
 )
 from tests.conftest import drawn
-from tests.torch_graph.against_onnxruntime import agree
+from tests.torch_graph.one_node import agree
 
 X = drawn(2, 3, 9, 8)
 CEILED, DILATED = (
@@ -58,9 +58,9 @@ def test_max_pool_of_any_geometry(geometry: tuple[int, dict[str, Any]], form: in
     opset, attributes = geometry
     x = drawn(2, 2, *[7, 9, 6][: len(attributes["kernel_shape"])])
     if form and opset > 7:
-        agree("MaxPool", [x], opset=opset, outputs=2, storage_order=form - 1, **attributes)
+        agree("MaxPool", [x], at_opset=opset, outputs=2, storage_order=form - 1, **attributes)
     else:
-        agree("MaxPool", [x], opset=opset, **attributes)
+        agree("MaxPool", [x], at_opset=opset, **attributes)
 
 
 @settings(max_examples=40, deadline=None)
@@ -68,7 +68,7 @@ def test_max_pool_of_any_geometry(geometry: tuple[int, dict[str, Any]], form: in
 def test_average_pool_of_any_geometry(geometry: tuple[int, dict[str, Any]], include: bool) -> None:
     opset, attributes = geometry
     x = drawn(2, 2, *[7, 9, 6][: len(attributes["kernel_shape"])])
-    agree("AveragePool", [x], opset=opset, **attributes, **({"count_include_pad": 1} if include else {}))
+    agree("AveragePool", [x], at_opset=opset, **attributes, **({"count_include_pad": 1} if include else {}))
 
 
 @settings(max_examples=30, deadline=None)
@@ -76,32 +76,32 @@ def test_average_pool_of_any_geometry(geometry: tuple[int, dict[str, Any]], incl
 def test_lp_pool_of_any_geometry(geometry: tuple[int, dict[str, Any]], p: int | None) -> None:
     opset, attributes = geometry
     x = drawn(2, 2, *[7, 9, 6][: len(attributes["kernel_shape"])])
-    agree("LpPool", [x], opset=opset, **attributes, **({} if p is None else {"p": p}))
+    agree("LpPool", [x], at_opset=opset, **attributes, **({} if p is None else {"p": p}))
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8])
 @pytest.mark.parametrize("axes", [1, 2])
 def test_max_pool_of_integers(dtype: Any, axes: int) -> None:
     x = (drawn(1, 2, *[6] * axes) * 20).astype(dtype)
-    agree("MaxPool", [x], opset=12, kernel_shape=[3] * axes, pads=[1, 0] * axes, strides=[2] * axes)
+    agree("MaxPool", [x], at_opset=12, kernel_shape=[3] * axes, pads=[1, 0] * axes, strides=[2] * axes)
 
 
 @pytest.mark.parametrize("operator", ["GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"])
 @pytest.mark.parametrize("shape", [(2, 3, 5), (2, 3, 5, 4), (2, 3, 5, 4, 2)])
 def test_global_pools(operator: str, shape: tuple[int, ...]) -> None:
-    agree(operator, [drawn(*shape)], opset=7)
+    agree(operator, [drawn(*shape)], at_opset=7)
 
 
 def test_global_lp_pool_of_another_order() -> None:
-    agree("GlobalLpPool", [X], opset=7, p=1)
+    agree("GlobalLpPool", [X], at_opset=7, p=1)
 
 
 def test_max_unpool_puts_the_values_back() -> None:
     pool = {"kernel_shape": [2, 2], "strides": [2, 2]}
     x = torch.from_numpy(X[:, :, :8])
     y, places = max_pool(x, outputs=2, **pool)
-    agree("MaxUnpool", [y.numpy(), places.numpy()], fed=2, opset=11, **pool)
-    agree("MaxUnpool", [y.numpy(), places.numpy(), np.array(x.shape)], fed=2, opset=11, **pool)
+    agree("MaxUnpool", [y.numpy(), places.numpy()], fed=2, at_opset=11, **pool)
+    agree("MaxUnpool", [y.numpy(), places.numpy(), np.array(x.shape)], fed=2, at_opset=11, **pool)
     back = max_unpool(y, places, **pool)
     assert torch.equal(back.flatten()[places.flatten()], y.flatten())
     assert torch.count_nonzero(back) == y.numel()

@@ -16,7 +16,7 @@ from compressor.torch_graph.operators import (
     quantized,
     quantized_layers,
 )
-from tests.torch_graph.kernel_and_runtime import both
+from tests.torch_graph.one_node import both
 
 DRAW = np.random.default_rng(0)
 KERNELS = quantized.KERNELS | quantized_layers.KERNELS | dynamic_quantized.KERNELS | low_bits.KERNELS

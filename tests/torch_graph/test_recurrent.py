@@ -12,7 +12,7 @@ from compressor.errors import ModelError
 from compressor.torch_graph.operators.recurrent import KERNELS, gru, lstm, rnn
 from compressor.torch_graph.operators.recurrent_cells import lstm_step
 from compressor.torch_graph.operators.recurrent_layers import Layer, looped
-from tests.torch_graph.kernel_and_runtime import both
+from tests.torch_graph.one_node import both
 
 DRAW = np.random.default_rng(0)
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -42,7 +42,7 @@ def layer(
 
 def agree(operator: str, inputs: list[Any], **given: Any) -> None:
     outputs = 3 if operator == "LSTM" else 2
-    ours, theirs = both(KERNELS, operator, inputs, outputs, hidden_size=H, **given)
+    ours, theirs = both(KERNELS, operator, inputs, outputs=outputs, hidden_size=H, **given)
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.shape == other.shape
         np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-5)  # five float32 steps

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from compressor.errors import ModelError
 from compressor.torch_graph.operators.resize import resize, upsample
 from tests.conftest import drawn
-from tests.torch_graph.against_onnxruntime import agree
+from tests.torch_graph.one_node import agree
 
 X = drawn(1, 2, 5, 6)
 EMPTY = np.array([], np.float32)
@@ -46,14 +46,14 @@ def attributes(draw: st.DrawFn) -> tuple[int, dict[str, Any]]:
 @given(attributes(), st.tuples(*[st.sampled_from(FACTORS)] * 2))
 def test_resize_by_factors(drawn_: tuple[int, dict[str, Any]], factors: tuple[float, float]) -> None:
     opset, found = drawn_
-    agree("Resize", [X, EMPTY, np.array([1, 1, *factors], np.float32)], opset=opset, **found)
+    agree("Resize", [X, EMPTY, np.array([1, 1, *factors], np.float32)], at_opset=opset, **found)
 
 
 @settings(max_examples=60, deadline=None)
 @given(attributes(), st.tuples(*[st.sampled_from([1, 2, 3, 5, 8, 12])] * 2))
 def test_resize_to_lengths(drawn_: tuple[int, dict[str, Any]], lengths: tuple[int, int]) -> None:
     opset, found = drawn_
-    agree("Resize", [X, EMPTY, EMPTY, np.array([1, 2, *lengths])], opset=opset, **found)
+    agree("Resize", [X, EMPTY, EMPTY, np.array([1, 2, *lengths])], at_opset=opset, **found)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -61,9 +61,9 @@ def test_resize_to_lengths(drawn_: tuple[int, dict[str, Any]], lengths: tuple[in
 def test_crop_and_resize(mode: str, extrapolation: dict[str, float]) -> None:
     crop, lengths = np.array([0, 0, 0.1, -0.2, 1, 1, 0.8, 1.3], np.float32), np.array([1, 2, 4, 9])
     named = {"mode": mode, "coordinate_transformation_mode": "tf_crop_and_resize"} | extrapolation
-    agree("Resize", [X, crop, EMPTY, lengths], opset=11, **named)
-    agree("Resize", [X, crop[[2, 3, 6, 7]], EMPTY, lengths[2:]], opset=18, axes=[2, 3], **named)
-    agree("Resize", [X, crop, EMPTY, np.array([1, 2, 1, 1])], opset=13, **named)
+    agree("Resize", [X, crop, EMPTY, lengths], at_opset=11, **named)
+    agree("Resize", [X, crop[[2, 3, 6, 7]], EMPTY, lengths[2:]], at_opset=18, axes=[2, 3], **named)
+    agree("Resize", [X, crop, EMPTY, np.array([1, 2, 1, 1])], at_opset=13, **named)
 
 
 @pytest.mark.parametrize("policy", ["stretch", "not_larger", "not_smaller"])
@@ -74,31 +74,31 @@ def test_the_aspect_ratio_is_kept(policy: str) -> None:
         {"stretch": (9, 7), "not_larger": (6, 7), "not_smaller": (9, 11)}[policy],
     )
     assert resize(x, sizes=[9, 7], **named).shape[2:] == lengths
-    agree("Resize", [X, EMPTY, EMPTY, np.array([9, 7])], opset=18, **named | {"axes": [2, 3]})
+    agree("Resize", [X, EMPTY, EMPTY, np.array([9, 7])], at_opset=18, **named | {"axes": [2, 3]})
 
 
 @pytest.mark.parametrize("mode", ["nearest", "linear"])
 @pytest.mark.parametrize("factors", [(2.0, 3.0), (1.5, 2.3), (1.0, 7.0)])
 def test_before_opset_11_coordinates_are_asymmetric(mode: str, factors: tuple[float, float]) -> None:
     scales = np.array([1, 1, *factors], np.float32)
-    agree("Upsample", [X], opset=7, mode=mode, scales=scales.tolist())
-    agree("Upsample", [X, scales], opset=9, mode=mode)
-    agree("Resize", [X, scales], opset=10, mode=mode)
-    agree("Resize", [X, 1 / scales], opset=10, mode=mode)
+    agree("Upsample", [X], at_opset=7, mode=mode, scales=scales.tolist())
+    agree("Upsample", [X, scales], at_opset=9, mode=mode)
+    agree("Resize", [X, scales], at_opset=10, mode=mode)
+    agree("Resize", [X, 1 / scales], at_opset=10, mode=mode)
 
 
 def test_every_attribute_may_be_omitted() -> None:
-    agree("Resize", [X, EMPTY, np.array([1, 1, 2, 1.5], np.float32)], opset=11)
-    agree("Upsample", [X, np.array([1, 1, 2, 2], np.float32)], opset=9)
+    agree("Resize", [X, EMPTY, np.array([1, 1, 2, 1.5], np.float32)], at_opset=11)
+    agree("Upsample", [X, np.array([1, 1, 2, 2], np.float32)], at_opset=9)
 
 
 @pytest.mark.parametrize("mode", ["nearest", "linear"])
 def test_other_ranks_and_channels_last(mode: str) -> None:
     scales = [1.0, 2.0, 1.7, 1.0]
-    agree("Resize", [X, EMPTY, np.array(scales, np.float32)], opset=13, mode=mode)
+    agree("Resize", [X, EMPTY, np.array(scales, np.float32)], at_opset=13, mode=mode)
     for shape in ((4, 5), (2, 4, 5), (1, 2, 3, 4, 5)):
         factors = np.array([1.0] * (len(shape) - 2) + [1.7, 2.0], np.float32)
-        agree("Resize", [drawn(*shape), EMPTY, factors], opset=13, mode=mode)
+        agree("Resize", [drawn(*shape), EMPTY, factors], at_opset=13, mode=mode)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,10 @@ def test_other_ranks_and_channels_last(mode: str) -> None:
 )
 def test_integers_are_cut(dtype: Any, mode: str) -> None:
     agree(
-        "Resize", [(X * 40).astype(dtype), EMPTY, np.array([1, 1, 2, 0.6], np.float32)], opset=13, mode=mode
+        "Resize",
+        [(X * 40).astype(dtype), EMPTY, np.array([1, 1, 2, 0.6], np.float32)],
+        at_opset=13,
+        mode=mode,
     )
 
 

@@ -14,7 +14,7 @@ from compressor.torch_graph.operators.convolution import conv
 from compressor.torch_graph.operators.sampling import deform_conv, grid_sample
 from compressor.torch_graph.operators.vision import max_roi_pool, roi_align
 from tests.conftest import drawn
-from tests.torch_graph.against_onnxruntime import agree
+from tests.torch_graph.one_node import agree
 
 X = drawn(2, 3, 8, 9)
 CORNERS = np.array([[-2.0, 1.2, 6.0, 5.1], [3.0, 4.0, 3.2, 4.1], [0.5, 0.0, 12.0, 7.9]], np.float32)
@@ -27,30 +27,30 @@ CASES = [*product(OLD_NAMES, ["zeros", "border", "reflection"], [0, 1])]
 def test_grid_sample(mode: str, padding: str, corners: int) -> None:
     grid = np.random.default_rng(0).uniform(-1.3, 1.3, (2, 3, 4, 2)).astype(np.float32)
     named = {"padding_mode": padding, "align_corners": corners}
-    agree("GridSample", [X, grid], fed=2, opset=16, mode=OLD_NAMES[mode], **named)
-    agree("GridSample", [X, grid], fed=2, opset=20, mode=mode, **named)
+    agree("GridSample", [X, grid], fed=2, at_opset=16, mode=OLD_NAMES[mode], **named)
+    agree("GridSample", [X, grid], fed=2, at_opset=20, mode=mode, **named)
 
 
 def test_grid_sample_without_attributes() -> None:
     grid = np.random.default_rng(0).uniform(-1.3, 1.3, (2, 3, 4, 2)).astype(np.float32)
     for opset in (16, 20):
-        agree("GridSample", [X, grid], fed=2, opset=opset)
+        agree("GridSample", [X, grid], fed=2, at_opset=opset)
     agree("com.microsoft::GridSample", [X, grid], fed=2)
     volume = np.random.default_rng(0).uniform(-1.3, 1.3, (2, 3, 4, 2, 3)).astype(np.float32)
-    agree("GridSample", [drawn(2, 2, 3, 4, 5), volume], fed=2, opset=20)
+    agree("GridSample", [drawn(2, 2, 3, 4, 5), volume], fed=2, at_opset=20)
 
 
 @pytest.mark.parametrize("attributes", [{}, {"align_corners": 1}])
 def test_affine_grid(attributes: dict[str, int]) -> None:
-    agree("AffineGrid", [drawn(2, 2, 3), np.array([2, 3, 4, 5])], opset=20, **attributes)
-    agree("AffineGrid", [drawn(2, 3, 4), np.array([2, 3, 4, 5, 3])], opset=20, **attributes)
+    agree("AffineGrid", [drawn(2, 2, 3), np.array([2, 3, 4, 5])], at_opset=20, **attributes)
+    agree("AffineGrid", [drawn(2, 3, 4), np.array([2, 3, 4, 5, 3])], at_opset=20, **attributes)
 
 
 def test_deform_conv_as_onnxruntime() -> None:
     x, w, offset = drawn(2, 4, 5, 6), drawn(6, 2, 3, 3), drawn(2, 36, 5, 6)
     mask = np.abs(drawn(2, 18, 5, 6))
-    agree("DeformConv", [x, w, offset, drawn(6), mask], opset=19, pads=[1] * 4, offset_group=2, group=2)
-    agree("DeformConv", [x, drawn(6, 4, 3, 2), drawn(2, 12, 3, 5)], opset=19)
+    agree("DeformConv", [x, w, offset, drawn(6), mask], at_opset=19, pads=[1] * 4, offset_group=2, group=2)
+    agree("DeformConv", [x, drawn(6, 4, 3, 2), drawn(2, 12, 3, 5)], at_opset=19)
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 5, 6), (2, 4, 1, 6)])
@@ -76,21 +76,21 @@ def test_roi_align(mode: str, ratio: int) -> None:
         "sampling_ratio": ratio,
         "spatial_scale": 0.8,
     }
-    agree("RoiAlign", [X, CORNERS, BATCH], fed=3, opset=10, **named)
+    agree("RoiAlign", [X, CORNERS, BATCH], fed=3, at_opset=10, **named)
     for coordinates in ("half_pixel", "output_half_pixel"):
         agree(
             "RoiAlign",
             [X, CORNERS, BATCH],
             fed=3,
-            opset=16,
+            at_opset=16,
             coordinate_transformation_mode=coordinates,
             **named,
         )
 
 
 def test_roi_align_without_attributes_and_without_regions() -> None:
-    agree("RoiAlign", [X, CORNERS, BATCH], fed=3, opset=10)
-    agree("RoiAlign", [X, CORNERS, BATCH], fed=3, opset=16)
+    agree("RoiAlign", [X, CORNERS, BATCH], fed=3, at_opset=10)
+    agree("RoiAlign", [X, CORNERS, BATCH], fed=3, at_opset=16)
     none = roi_align(
         torch.from_numpy(X), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), output_width=2
     )
@@ -100,13 +100,13 @@ def test_roi_align_without_attributes_and_without_regions() -> None:
 @pytest.mark.parametrize("mode", ["avg", "max"])
 def test_a_region_without_extent_has_no_samples(mode: str) -> None:
     point = np.array([[3.0, 4.0, 3.0, 4.0], [1.0, 1.0, 5.0, 5.0]], np.float32)
-    agree("RoiAlign", [X, point, BATCH[:2]], fed=3, opset=16, mode=mode, output_height=2)
+    agree("RoiAlign", [X, point, BATCH[:2]], fed=3, at_opset=16, mode=mode, output_height=2)
 
 
 @pytest.mark.parametrize("attributes", [{}, {"spatial_scale": 0.5}])
 def test_max_roi_pool(attributes: dict[str, float]) -> None:
     rois = np.concatenate([BATCH[:, None].astype(np.float32), CORNERS], 1)
-    agree("MaxRoiPool", [X, rois], fed=2, opset=7, pooled_shape=[2, 3], **attributes)
+    agree("MaxRoiPool", [X, rois], fed=2, at_opset=7, pooled_shape=[2, 3], **attributes)
 
 
 def test_gradients() -> None:

@@ -20,7 +20,7 @@ from compressor.torch_graph.operators.straight_through import (
     quantize_codes,
     round_ste,
 )
-from tests.torch_graph.kernel_and_runtime import both
+from tests.torch_graph.one_node import both
 
 
 def drawn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -1,1 +1,1 @@
-"""The kernels, one file per operator family; `KERNELS` at the end of each file is its part of the table."""
+"""The kernels, one file per operator family; each ends with its part of the table, `KERNELS` or `HOST_KERNELS`."""

@@ -1,4 +1,4 @@
-"""What is settled before a run is computed once; what depends on the inputs is not."""
+"""What shapes and types decide before a run is computed once; what depends on the inputs is not."""
 
 from __future__ import annotations
 

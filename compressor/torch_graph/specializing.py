@@ -1,4 +1,4 @@
-"""What a file computes at run time though it is settled: shapes of weights, and types to cast to.
+"""What a file computes at run time though its shapes and types decide it: sizes of weights, types to cast to.
 
 Exporters that do not optimize write a convolution without bias as one with zeros, in the number of the weight's rows
 and of the type of the input. Known beforehand, such values cost nothing.
@@ -12,7 +12,7 @@ import onnx_ir as ir
 from compressor.graph import FLOATS, attribute
 
 
-def settle(model: ir.Model) -> None:
+def specialize(model: ir.Model) -> None:
     """Write Shape of a constant as its value, and CastLike to a float type as Cast, in place."""
     for graph in model.graphs():
         for node in list(graph):

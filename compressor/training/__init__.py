@@ -1,0 +1,1 @@
+"""Training of an imported graph: data, losses, schedules, constraints and the loop. Needs torch and Lightning."""

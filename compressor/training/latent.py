@@ -1,0 +1,179 @@
+"""Quantized weights as floating-point ones that training can move, and back onto their grid.
+
+`lift` turns every weight that is stored as integer codes into a float initializer with a QuantizeLinear and
+DequantizeLinear pair behind it, the latent weight of quantization-aware training (Jacob et al. 2018,
+arXiv:1712.05877, section 3); int32 biases, whose grid is far finer than training needs, become plain floats.
+`settle` writes trained latents as codes into the original graph, whose structure never changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from compressor.graph import add_initializer, attribute, constant, is_constant, nodes, unique_name
+from compressor.torch_graph.parameters import constants
+
+LATENT = "_latent"
+"""What the name of a latent weight ends with."""
+
+_BIAS = ir.DataType.INT32
+_INTEGERS = (
+    *(ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16, _BIAS),
+    *(ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT2, ir.DataType.UINT2),
+)
+
+
+def lift(model: ir.Model) -> ir.Model:
+    """A copy in which stored codes are latent weights; the same as `model` where nothing is quantized."""
+    lifted = model.clone()
+    latents: dict[ir.Value, ir.Value] = {}
+    for node in list(_decoders(lifted)):
+        codes, graph = node.inputs[0], node.graph
+        if codes is None or not isinstance(graph, ir.Graph):
+            continue
+        if codes not in latents:
+            latents[codes] = add_initializer(lifted.graph, f"{codes.name}{LATENT}", _decoded(node))
+        latent = latents[codes]
+        if codes.dtype == _BIAS:
+            ir.convenience.replace_all_uses_with(node.outputs[0], latent)
+            graph.remove(node, safe=True)
+        else:
+            _requantize(lifted.graph, node, latent)
+    return lifted
+
+
+def settle(trained: ir.Model, model: ir.Model) -> ir.Model:
+    """A copy of `model` with the codes, and the scales, that the trained latents stand for.
+
+    Args:
+        trained: `lift(model)` with trained values.
+        model: the quantized model.
+    """
+    settled = model.clone()
+    values = {str(value.name): _array(value) for value in constants(trained)}
+    for value in constants(settled):
+        array = values.get(str(value.name))
+        if array is not None and array.dtype == _array(value).dtype:
+            _put(value, array)
+    for node in _decoders(settled):
+        _step_bias_scale(node)
+    for node in _decoders(settled):
+        codes = node.inputs[0]
+        latent = None if codes is None else values.get(f"{codes.name}{LATENT}")
+        if codes is not None and latent is not None:
+            _put(codes, _encoded(node, latent))
+    return settled
+
+
+def _decoders(model: ir.Model) -> Iterator[ir.Node]:
+    """The DequantizeLinear nodes that read stored codes with a constant scale."""
+    for node in nodes(model):
+        if node.op_type != "DequantizeLinear":
+            continue
+        codes, scale = node.inputs[0], node.inputs[1]
+        known = is_constant(codes) and is_constant(scale)
+        if known and codes is not None and codes.is_initializer() and codes.dtype in _INTEGERS:
+            yield node
+
+
+def _requantize(graph: ir.Graph, node: ir.Node, latent: ir.Value) -> None:
+    """Put a QuantizeLinear on the node's own grid between the latent weight and the node."""
+    codes, scale = node.inputs[0], node.inputs[1]
+    zero = node.inputs[2] if len(node.inputs) > 2 else None
+    if codes is None or scale is None or codes.dtype is None:
+        raise ValueError(f"{node.name}: codes without a type")
+    if zero is None:
+        name = f"{codes.name}_zero_point{LATENT}"
+        if name not in graph.initializers:
+            add_initializer(graph, name, np.zeros(_array(scale).shape, codes.dtype.numpy()), codes.dtype)
+        zero = graph.initializers[name]
+    made = ir.Value(
+        name=unique_name(graph, f"{latent.name}_codes"), type=ir.TensorType(codes.dtype), shape=codes.shape
+    )
+    operands, attributes = [latent, scale, zero], dict(node.attributes)
+    encode = ir.node("QuantizeLinear", operands, attributes, outputs=[made], name=made.name)
+    if node.graph is None:
+        raise ValueError(f"{node.name}: not in a graph")
+    node.graph.insert_before(node, encode)
+    node.replace_input_with(0, made)
+
+
+def _grid(node: ir.Node) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and zero point as float64, in shapes that broadcast with the codes."""
+    codes, scale = _array(node.inputs[0]), _array(node.inputs[1])
+    stored = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    zero = np.zeros(scale.shape) if stored is None else stored.astype(np.float64)
+    axis, block = attribute(node, "axis", 1), attribute(node, "block_size", 0)
+    return tuple(_along(a.astype(np.float64), codes.shape, axis, block) for a in (scale, zero))  # type: ignore[return-value]
+
+
+def _along(array: np.ndarray, shape: tuple[int, ...], axis: int, block: int) -> np.ndarray:
+    """One number, one per index of `axis`, or one per block, in a shape that broadcasts to `shape`."""
+    if block:
+        return np.repeat(array, block, axis)[tuple(slice(0, extent) for extent in shape)]
+    if array.size == 1:
+        return array.reshape(())
+    along = [1] * len(shape)
+    along[axis] = -1
+    return array.reshape(along)
+
+
+def _decoded(node: ir.Node) -> np.ndarray:
+    scale, zero = _grid(node)
+    codes = _array(node.inputs[0]).astype(np.float64)
+    decoded: np.ndarray = ((codes - zero) * scale).astype(_array(node.inputs[1]).dtype)
+    return decoded
+
+
+def _encoded(node: ir.Node, latent: np.ndarray) -> np.ndarray:
+    """The nearest codes; they stay within the half range where all had (7-bit weights)."""
+    old = _array(node.inputs[0])
+    scale, zero = _grid(node)
+    info = np.iinfo(old.dtype) if old.dtype.kind in "iu" else ml_dtypes.iinfo(old.dtype)  # type: ignore[no-untyped-call]
+    low, high = int(info.min), int(info.max)
+    if old.dtype == np.int8:
+        low = max(low, -high) if int(old.min(initial=0)) > low else low
+        if np.abs(old.astype(np.int16)).max(initial=0) <= 63:
+            low, high = -63, 63
+    found: np.ndarray = np.clip(np.rint(latent / scale) + zero, low, high).astype(old.dtype)
+    return found
+
+
+def _step_bias_scale(node: ir.Node) -> None:
+    """Make the scale of an int32 bias the float32 product of its layer's input and weight scales."""
+    codes, scale = node.inputs[0], node.inputs[1]
+    if codes is None or scale is None or codes.dtype != _BIAS:
+        return
+    for use in node.outputs[0].uses():
+        if use.idx != 2:
+            continue
+        sources = [None if v is None else v.producer() for v in use.node.inputs[:2]]
+        steps = [constant(s.inputs[1]) for s in sources if s is not None and s.op_type == "DequantizeLinear"]
+        if len(steps) == 2 and steps[0] is not None and steps[1] is not None:
+            product = np.asarray(steps[0].astype(np.float32) * steps[1].astype(np.float32))
+            _put(scale, product.reshape(_array(scale).shape))
+
+
+def _put(value: ir.Value, array: np.ndarray) -> None:
+    """Replace the data of an initializer, or of the Constant node that gives the value, where it differs."""
+    if np.array_equal(array, _array(value)):
+        return
+    tensor = ir.tensor(array, dtype=value.dtype, name=value.name)
+    node = value.producer()
+    if node is not None:
+        node.attributes.clear()
+        node.attributes.add(ir.AttrTensor("value", tensor))
+    if value.const_value is not None:
+        value.const_value = tensor
+
+
+def _array(value: ir.Value | None) -> np.ndarray:
+    """The data of a constant."""
+    found = constant(value)
+    if found is None:
+        raise ValueError(f"{value} is not a constant")
+    return found
