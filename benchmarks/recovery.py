@@ -4,8 +4,8 @@
     python benchmarks/recovery.py int8 MODEL.onnx TRAIN.npz TEST.npz [--epochs 2] [--lr 1e-4]
 
 `prune` sets the smallest weights of each layer to zero (a helper of this file, no pass), then fine-tunes once on the
-labels and the original's answers, and once without labels. `int8` quantizes as plainly as other tools do (one
-scale per tensor, ranges by minmax, no bias correction), then trains the quantized graph. Scores are top-1 on TEST with
+labels and the original's answers, and once without labels. `int8` quantizes as plainly as other tools do (ranges
+by minmax, no bias correction), then trains the quantized graph. Scores are top-1 on TEST with
 the paired 95 % interval of the drop; nothing of TEST is seen in training.
 """
 
@@ -24,7 +24,7 @@ from compressor.data import Samples
 from compressor.measurement import outputs_on
 from compressor.runtime import Setup
 
-PLAIN = "quantize-int8{calibration=minmax granularity=tensor bias_correction=False}"
+PLAIN = "quantize-int8{calibration=minmax bias_correction=False}"
 
 
 def main() -> None:
