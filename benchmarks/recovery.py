@@ -3,10 +3,10 @@
     python benchmarks/recovery.py prune MODEL.onnx TRAIN.npz TEST.npz [--sparsity 0.8] [--epochs 2] [--lr 0.003]
     python benchmarks/recovery.py int8 MODEL.onnx TRAIN.npz TEST.npz [--epochs 2] [--lr 1e-4]
 
-`prune` sets the smallest weights of each layer to zero (a helper of this file, no pass), then fine-tunes once on the
-labels and the original's answers, and once without labels. `int8` quantizes as plainly as other tools do (ranges
-by minmax, no bias correction), then trains the quantized graph. Scores are top-1 on TEST with
-the paired 95 % interval of the drop; nothing of TEST is seen in training.
+`prune` sets the weights that matter least by magnitude to zero (LAMP, a helper of this file, no pass), then fine-tunes
+once on the labels and the original's answers (distill=0.7), and once without labels. `int8` quantizes as plainly as
+other tools do (ranges by minmax, no bias correction), then trains the quantized graph. Scores are top-1 on TEST with
+the paired 95 % interval of the drop; no gradient and no epoch is taken from TEST.
 """
 
 from __future__ import annotations
