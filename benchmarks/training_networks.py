@@ -171,13 +171,18 @@ class Vit(nn.Module):
 class Recurrent(nn.Module):
     """A recurrent classifier of series [n, 32, 24] by their last step."""
 
-    def __init__(self, layers: nn.Module) -> None:
+    def __init__(self, layers: nn.RNNBase) -> None:
         super().__init__()
         self.layers = layers
-        self.head = nn.Linear(96, CLASSES)
+        self.head = nn.Linear((1 + layers.bidirectional) * layers.hidden_size, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.layers(x)[0][:, -1])
+
+
+def bilstm() -> nn.Module:
+    """Narrow layers in both directions: what the file does to their weights at every step shows."""
+    return Recurrent(nn.LSTM(24, 32, 2, batch_first=True, bidirectional=True))
 
 
 def mlp() -> nn.Module:
@@ -211,6 +216,7 @@ NETWORKS: dict[str, Network] = {
     "bert": Network(Bert, words, 8, 1.15),
     "vit": Network(Vit, images(64), 8, 1.3),
     "lstm": Network(lambda: Recurrent(nn.LSTM(24, 96, 2, batch_first=True)), series, 32, 1.3),
+    "bilstm": Network(bilstm, series, 32, 1.3),
     "gru": Network(lambda: Recurrent(nn.GRU(24, 96, 2, batch_first=True)), series, 32, 1.3),
     "mlp": Network(mlp, features, 32, 1.3),
 }

@@ -59,10 +59,10 @@ def _constant(node: ir.Node) -> Any:
 
 def lower(lowering: Lowering, node: ir.Node) -> bool:
     """Compute now what depends on constants alone; False when it does not, or cannot be computed ahead."""
-    forms = [form for form in lowering.inputs_of(node) if form is not None]
-    if node.op_type in _RANDOM or not all(isinstance(form, Known) for form in forms):
+    forms = lowering.inputs_of(node)
+    if node.op_type in _RANDOM or not all(form is None or isinstance(form, Known) for form in forms):
         return False
-    results = _evaluated(lowering, node)
+    results = evaluated(lowering, node, [form.value if isinstance(form, Known) else None for form in forms])
     if results is None:
         return False
     for output, result in zip(node.outputs, results, strict=False):
@@ -70,9 +70,8 @@ def lower(lowering: Lowering, node: ir.Node) -> bool:
     return True
 
 
-def _evaluated(lowering: Lowering, node: ir.Node) -> Sequence[Any] | None:
-    """The outputs for inputs that are all known; None when they cannot be computed ahead."""
-    values = [form.value if isinstance(form, Known) else None for form in lowering.inputs_of(node)]
+def evaluated(lowering: Lowering, node: ir.Node, values: Sequence[Any]) -> Sequence[Any] | None:
+    """The outputs of a node for these inputs; None when they cannot be computed ahead."""
     kernel = table.kernel_of(node)
     try:
         if kernel is None:

@@ -17,6 +17,7 @@ from compressor.torch_graph import (
     folding,
     function_bodies,
     quantizers,
+    recurrence,
     shape_arithmetic,
 )
 from compressor.torch_graph.attributes import schema
@@ -32,6 +33,7 @@ _WAYS = (
     quantizers.lower,
     folding.lower,
     shape_arithmetic.lower,
+    recurrence.lower,
     calling.lower,
     function_bodies.lower,
     fallback.lower,

@@ -143,6 +143,15 @@ def test_refuses_an_index_outside_the_table() -> None:
         indexing.gather(torch.ones(3, 2), torch.tensor([3]))
 
 
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_a_single_slice_by_number_is_a_view(axis: int) -> None:
+    x = torch.from_numpy(X)
+    found = indexing.gather(x, -2, axis=axis)
+    assert found.data_ptr() != x.data_ptr()
+    assert found.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+    assert torch.equal(found, indexing.gather(x, torch.tensor(-2), axis=axis))
+
+
 def test_a_circular_cache_goes_on_at_its_beginning() -> None:
     cache, update = torch.zeros(2, 3, 1), torch.tensor([[[1.0], [2.0]], [[3.0], [4.0]]])
     result = indexing.tensor_scatter(cache, update, torch.tensor([2, 0]), mode="circular")
@@ -168,6 +177,7 @@ ROWS = torch.tensor([[2], [0]])
 UPDATE = torch.full((2, 3), 0.3, dtype=torch.float64)
 GRADIENTS: dict[str, Any] = {
     "gather rows": lambda x: indexing.gather(x, INDEX),
+    "gather a column": lambda x: indexing.gather(x, 1, axis=1),
     "gather columns": lambda x: indexing.gather(x, INDEX, axis=1),
     "gather elements": lambda x: indexing.gather_elements(x, INDEX, axis=1),
     "gather tuples": lambda x: indexing.gather_nd(x, INDEX),

@@ -11,7 +11,7 @@ import torch
 from compressor.errors import ModelError
 from compressor.torch_graph.operators.recurrent import KERNELS, gru, lstm, rnn
 from compressor.torch_graph.operators.recurrent_cells import lstm_step
-from compressor.torch_graph.operators.recurrent_layers import Layer, looped
+from compressor.torch_graph.operators.recurrent_layers import Layer, by_direction, looped
 from tests.torch_graph.one_node import both
 
 DRAW = np.random.default_rng(0)
@@ -178,7 +178,7 @@ def test_the_fused_kernel_gives_the_gradients_of_the_native_module(directions: i
 
 def test_the_loop_equals_the_fused_kernel() -> None:
     x, w, r, b = double(T, B, WIDTH), double(2, 4 * H, WIDTH), double(2, 4 * H, H), double(2, 8 * H)
-    whole = Layer("LSTM", x, w, r, b, (None, None), [5, 1, 3], "bidirectional", 0)
+    whole = Layer("LSTM", x, by_direction(w, r, b), (None, None), [5, 1, 3], "bidirectional", 0)
     fused = lstm(x, w, r, b, [5, 1, 3], direction="bidirectional")
     steps = looped(whole, lstm_step, [torch.sigmoid, torch.tanh, torch.tanh] * 2)
     torch.testing.assert_close(steps, fused)

@@ -59,6 +59,31 @@ def test_the_shape_of_a_weight_is_a_constant_however_it_is_cut(cut: str) -> None
     assert_same_as_onnxruntime(model, drawn(2, 4))
 
 
+STATE = """
+g (float[N, 4] x) => (int64[M] y) {{
+  zero = Constant<value = float {{0}}>()
+  two = Constant<value_ints = [2]>()
+  width = Constant<value_ints = [{width}]>()
+  batch = Shape<end = 1>(x)
+  size = Concat<axis = 0>(two, batch, width)
+  state = Expand(zero, size)
+  y = Shape{cut}(state)
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("cut", "runs"),
+    [("<start = 2>", 0), ("<end = 1>", 0), ("<start = -1, end = 3>", 0), ("", 1), ("<start = 1>", 1)],
+)
+def test_the_sizes_of_an_initial_state_are_known_but_for_its_batch(cut: str, runs: int) -> None:
+    model = ir.from_proto(build(BEGIN + STATE.format(cut=cut, width=3)))
+    module = to_torch(model)
+    assert ("expand" in kernels(module)) == bool(runs)
+    for batch in (1, 5):
+        assert_same_as_onnxruntime(model, drawn(batch, 4))
+
+
 def test_the_shape_of_an_input_is_read_at_every_run() -> None:
     text = "g (float[N, 4] x) => (float[M] y) { s = Shape(x) y = CastLike(s, x) }"
     model = ir.from_proto(build(BEGIN + text))

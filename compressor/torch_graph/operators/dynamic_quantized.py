@@ -11,7 +11,7 @@ from torch import Tensor
 from compressor.torch_graph.operators.grids import decoded, dynamic_grid
 from compressor.torch_graph.operators.recurrent_cells import activations as named
 from compressor.torch_graph.operators.recurrent_cells import lstm_step
-from compressor.torch_graph.operators.recurrent_layers import Layer, looped
+from compressor.torch_graph.operators.recurrent_layers import Layer, by_direction, looped
 from compressor.torch_graph.operators.straight_through import fake_quantize
 from compressor.torch_graph.values import Kernel
 
@@ -75,8 +75,8 @@ def dynamic_quantize_lstm(
 
     Their scales and zero points are [D] or [D, 4 * H].
     """
-    floats = _weights(w, w_scale, w_zero_point), _weights(r, r_scale, r_zero_point)
-    layer = Layer("DynamicQuantizeLSTM", x, *floats, b, (initial_h, initial_c), sequence_lens, direction, 0)
+    weights = by_direction(_weights(w, w_scale, w_zero_point), _weights(r, r_scale, r_zero_point), b)
+    layer = Layer("DynamicQuantizeLSTM", x, weights, (initial_h, initial_c), sequence_lens, direction, 0)
     names = activations or ["Sigmoid", "Tanh", "Tanh"] * layer.directions
     functions = named(names, activation_alpha, activation_beta)
     return looped(

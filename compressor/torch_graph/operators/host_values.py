@@ -18,6 +18,7 @@ from compressor.errors import ModelError
 Host: TypeAlias = Any
 """A number (bool, int, float or a torch symbol), a list of numbers, or a list of such lists."""
 
+_ARRAYS = (torch.Tensor, np.ndarray)
 _SPLIT = 2.0**29 + 1.0
 _LARGEST = 2.0**128
 
@@ -29,9 +30,9 @@ def rank(value: Host) -> int:
 
 def sizes(value: torch.Tensor | np.ndarray | Host) -> list[int]:
     """The shape of a host value or of a tensor, whose symbols stay symbols."""
-    if isinstance(value, torch.Tensor | np.ndarray):
-        return list(value.shape)
-    return [len(value), *(sizes(value[0]) if value else [])] if isinstance(value, list) else []
+    if isinstance(value, list):
+        return [len(value), *(sizes(value[0]) if value else [])]
+    return list(value.shape) if isinstance(value, _ARRAYS) else []
 
 
 def listed(value: int | list[int]) -> list[int]:

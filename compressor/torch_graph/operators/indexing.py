@@ -14,11 +14,13 @@ from compressor.torch_graph.values import Kernel
 _REDUCTIONS = {"mul": "prod", "max": "amax", "min": "amin"}
 
 
-def gather(data: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
+def gather(data: Tensor, indices: Tensor | float, *, axis: int = 0) -> Tensor:
     """The slices of `data` at `indices`, whose shape takes the place of the axis; a matrix is read as an
-    embedding.
+    embedding, a single slice is a view.
     """
     axis %= data.dim()
+    if not isinstance(indices, Tensor):
+        return data.select(axis, int(indices))
     indices = _from_start(indices, data.shape[axis])
     if data.dim() == 2 and axis == 0:
         return F.embedding(indices, data)

@@ -1,16 +1,14 @@
-"""A recurrent layer as its node gives it, run by one of torch's fused kernels or step by step."""
+"""A recurrent layer as its node gives it, and the way to run it step by step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from compressor.errors import ModelError
 from compressor.torch_graph.operators.recurrent_cells import (
@@ -22,12 +20,14 @@ from compressor.torch_graph.operators.recurrent_cells import (
     unrolled,
 )
 
-_DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
+DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
+Weights = tuple[Tensor, ...]
+"""Of one direction: W [G * H, I], R [G * H, H] and, where there are any, their biases [G * H]."""
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """The inputs and attributes that LSTM, GRU and RNN share.
+    """The inputs and attributes that LSTM, GRU and RNN share, the weights by direction.
 
     Raises:
         ModelError: the direction is unknown or needs other weights, a state has another shape than the input needs,
@@ -36,9 +36,7 @@ class Layer:
 
     operator: str
     x: Tensor
-    w: Tensor
-    r: Tensor
-    bias: Tensor | None
+    weights: Sequence[Weights]
     initial: tuple[Tensor | None, ...]
     lengths: list[int] | None
     direction: str
@@ -46,12 +44,12 @@ class Layer:
 
     def __post_init__(self) -> None:
         """Refuse what torch's kernels would not."""
-        if self.direction not in _DIRECTIONS:
-            known = ", ".join(_DIRECTIONS)
+        if self.direction not in DIRECTIONS:
+            known = ", ".join(DIRECTIONS)
             raise ModelError(f"{self.operator}: no direction {self.direction!r}. Known: {known}.")
-        if self.w.shape[0] != self.directions:
-            given = f"{self.direction} needs weights of {self.directions} direction(s), got {self.w.shape[0]}"
-            raise ModelError(f"{self.operator}: {given}.")
+        if len(self.weights) != self.directions:
+            needed = f"{self.direction} needs weights of {self.directions} direction(s)"
+            raise ModelError(f"{self.operator}: {needed}, got {len(self.weights)}.")
         steps = self.x.shape[1 if self.layout else 0]
         if self.lengths is not None and not all(0 <= length <= steps for length in self.lengths):
             given = f"sequence_lens must lie in 0..{steps}, the steps of the input, got {self.lengths!r}"
@@ -60,7 +58,7 @@ class Layer:
     @property
     def directions(self) -> int:
         """D."""
-        return _DIRECTIONS[self.direction]
+        return DIRECTIONS[self.direction]
 
     def time_first(self) -> Tensor:
         """The input as [T, B, I]."""
@@ -69,7 +67,7 @@ class Layer:
     def states(self) -> tuple[Tensor, ...]:
         """The initial states [D, B, H], zeros where the node has none."""
         batch = self.x.shape[0 if self.layout else 1]
-        expected = (self.directions, batch, self.r.shape[-1])
+        expected = (self.directions, batch, self.weights[0][1].shape[-1])
         return tuple(self._state(state, expected) for state in self.initial)
 
     def _state(self, state: Tensor | None, expected: tuple[int, ...]) -> Tensor:
@@ -81,16 +79,6 @@ class Layer:
                 f"{self.operator}: an initial state has the shape {tuple(found.shape)} where this input needs "
                 f"{expected}. Run the model at the batch size it was exported with, or make its state dynamic."
             )
-        return found
-
-    def weights(self) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """W, R and their two biases of each direction, zeros where the node has none."""
-        rows = self.w.shape[:2]
-        bias = self.w.new_zeros(rows[0], 2 * rows[1]) if self.bias is None else self.bias
-        found = []
-        for w, r, b in zip(_each(self.w), _each(self.r), _each(bias), strict=True):
-            of_w, of_r = b.chunk(2)
-            found.append((w, r, of_w, of_r))
         return found
 
     def uneven(self) -> list[int] | None:
@@ -116,64 +104,17 @@ class Layer:
         return (y.permute(2, 0, 1, 3), *(state.transpose(0, 1) for state in states))
 
 
+def by_direction(w: Tensor, r: Tensor, b: Tensor | None) -> list[Weights]:
+    """The weights of a node, W [D, G * H, I], R [D, G * H, H] and B [D, 2 * G * H], without biases where B is None."""
+    if b is None:
+        return list(zip(_each(w), _each(r), strict=True))
+    each = zip(_each(w), _each(r), _each(b), strict=True)
+    return [(of_w, of_r, *biases.chunk(2)) for of_w, of_r, biases in each]
+
+
 def _each(tensor: Tensor) -> Sequence[Tensor]:
     """The tensor of each direction; a single one as a view, whose gradient needs no copy."""
     return tensor.unbind() if len(tensor) > 1 else (tensor.squeeze(0),)
-
-
-def fused(
-    layer: Layer, kernel: Callable[..., Any], reorder: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, ...]:
-    """The layer by a kernel of torch; `reorder` brings the rows of a weight from ONNX's gate order to torch's.
-
-    torch.compile breaks here, as at torch's own modules: traced, the LSTM of CPUs fails, and so do packed sequences.
-    """
-    result: tuple[Tensor, ...] = _untraced(layer, kernel, reorder)
-    return result
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _untraced(
-    layer: Layer, kernel: Callable[..., Any], reorder: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, ...]:
-    x, initial, lengths = layer.time_first(), layer.states(), layer.uneven()
-    each = layer.lengths_tensor()
-    if layer.direction == "reverse":
-        x = reversed_in_time(x, each)
-    weights = [reorder(tensor) for direction in layer.weights() for tensor in direction]
-    # cuDNN keeps what the backward pass needs only when told that it trains.
-    switches = (True, 1, 0.0, torch.is_grad_enabled(), layer.directions == 2)
-    if lengths is None:
-        y, *states = kernel(x, _held(initial), weights, *switches, False)
-    else:
-        y, *states = _packed(kernel, x, lengths, initial, (weights, *switches))
-    if layer.direction == "reverse":
-        y = reversed_in_time(y, each)
-    y = y.unflatten(2, (layer.directions, -1)).transpose(1, 2)
-    if each is not None:  # torch packs no empty sequence: it ran for one step
-        y = y.masked_fill((each == 0).unsqueeze(1), 0.0)
-    return layer.outputs(y, states, each)
-
-
-def _held(states: Sequence[Tensor]) -> Sequence[Tensor] | Tensor:
-    return states if len(states) > 1 else states[0]
-
-
-def _packed(
-    kernel: Callable[..., Any],
-    x: Tensor,
-    lengths: list[int],
-    initial: Sequence[Tensor],
-    rest: tuple[Any, ...],
-) -> list[Tensor]:
-    """y [T, B, D * H] and the states after each sequence's own last step."""
-    packed = pack_padded_sequence(x, torch.tensor(lengths).clamp(min=1), enforce_sorted=False)
-    assert packed.sorted_indices is not None
-    assert packed.unsorted_indices is not None
-    sorted_states = [state.index_select(1, packed.sorted_indices) for state in initial]
-    data, *states = kernel(packed.data, packed.batch_sizes, _held(sorted_states), *rest)
-    y, _ = pad_packed_sequence(packed._replace(data=data), total_length=x.shape[0])
-    return [y, *(state.index_select(1, packed.unsorted_indices) for state in states)]
 
 
 def looped(
@@ -190,7 +131,8 @@ def looped(
     x, initial, lengths = layer.time_first(), layer.states(), layer.lengths_tensor()
     per_direction = len(functions) // layer.directions
     outputs, finals = [], []
-    for at, (w, r, w_bias, r_bias) in enumerate(layer.weights()):
+    for at, (w, r, *biases) in enumerate(layer.weights):
+        w_bias, r_bias = biases or (w.new_zeros(len(w)), w.new_zeros(len(w)))
         own = functions[at * per_direction : (at + 1) * per_direction]
         peephole = None if peepholes is None else peepholes[at]
         cell = Cell(r, r_bias, own, clip, peephole, switch, linear)
