@@ -16,6 +16,7 @@ from compressor.placement import Selection, plan
 from compressor.prepare import prepare
 from compressor.proof import ModelLike
 from compressor.report import Size
+from compressor.sparse_storage import expand
 from compressor.summary import Summary, summarize
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ def inspect(model: ModelLike) -> Inspection:
     found = load(model)
     ready = prepare(found).model
     source = Path(model) if isinstance(model, (str, os.PathLike)) else found
-    summary = summarize(found)
+    dense = found.clone()
+    expand(dense)
+    summary = summarize(dense)
     shaped = summarize(ready)
     return Inspection(
         inputs={str(v.name): _type(v) for v in found.graph.inputs if v.name not in found.graph.initializers},

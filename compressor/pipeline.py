@@ -28,6 +28,7 @@ from compressor.language import read
 
 if TYPE_CHECKING:
     from compressor.data import Samples
+    from compressor.sparsity import Gradual
 
 Progress = Callable[[str, int, int], None]
 """Called as (what is being done, units done, units in all; 0 in all when that is unknown)."""
@@ -74,6 +75,8 @@ class Context:
         workspace: a folder for checkpoints; None keeps none.
         resume: go on from the checkpoint in the workspace.
         step: the place of the running pass in its pipeline, from 0. Filled in by the pipeline.
+        latents: name of stored codes -> the floats that they round. Filled in by the pipeline, from earlier passes.
+        gradual: prunings that earlier passes left to the next training. Filled in by the pipeline.
     """
 
     calibration: Samples | None = None
@@ -91,6 +94,8 @@ class Context:
     workspace: Path | None = None
     resume: bool = False
     step: int = 0
+    latents: Mapping[str, ir.TensorProtocol] = field(default_factory=dict)
+    gradual: tuple[Gradual, ...] = ()
 
     @property
     def samples(self) -> Samples | None:
@@ -106,15 +111,20 @@ class Change:
         touched: names of the nodes or initializers that were changed.
         declined: name -> why it was left as it was.
         figures: what was measured on the way, name -> number or text.
+        latents: name of stored codes that the pass made -> the floats that they round, no copies. The pipeline
+            hands them to later passes, and keeps none.
         recipe: the pass with every option resolved, in the text form. Filled in by the pipeline.
         seconds: wall time. Filled in by the pipeline.
+        gradual: prunings that the next training is to carry out as it goes.
     """
 
     touched: tuple[str, ...] = ()
     declined: Mapping[str, str] = field(default_factory=dict)
     figures: Mapping[str, float | str] = field(default_factory=dict)
+    latents: Mapping[str, ir.TensorProtocol] = field(default_factory=dict)
     recipe: str = ""
     seconds: float = 0.0
+    gradual: tuple[Gradual, ...] = ()
 
 
 class Pass(BaseModel, ABC):
@@ -123,7 +133,7 @@ class Pass(BaseModel, ABC):
     Class variables: `needs`, the data without which the pass cannot work; `opset`, the operator set that what it
     writes needs; `prepared`, whether it expects the model as `compressor.prepare` leaves it; `reshapes`, whether its
     outputs have other shapes, so that they cannot be compared with the original's; `packages`, which of the extra
-    `train` it imports.
+    `train` it imports; `trains`, whether it trains weights, and so carries out the gradual prunings before it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -134,6 +144,7 @@ class Pass(BaseModel, ABC):
     prepared: ClassVar[bool] = True
     reshapes: ClassVar[bool] = False
     packages: ClassVar[tuple[str, ...]] = ()
+    trains: ClassVar[bool] = False
 
     def __init__(self, **options: Any) -> None:
         fields = type(self).model_fields
@@ -152,6 +163,16 @@ class Pass(BaseModel, ABC):
     @abstractmethod
     def apply(self, model: ir.Model, context: Context) -> Change:
         """Transform `model` in place (it is a private clone) and say what was done."""
+
+    @property
+    def defers(self) -> bool:
+        """True when the pass leaves its work to the next training; there must be one behind it then."""
+        return False
+
+    @property
+    def packs(self) -> bool:
+        """True when weights that are mostly zeros are to be stored without them, after the last pass."""
+        return False
 
     def __str__(self) -> str:
         """The pass in the text form, every option written."""
@@ -220,7 +241,11 @@ class Pipeline:
     def check(self, context: Context) -> None:
         """Raise when a pass needs data that the context lacks, or a package. Run before anything else."""
         flags = {"calibration": "--calibration", "data": "--data", "train": "--train"}
-        for p in self.passes:
+        for step, p in enumerate(self.passes):
+            if p.defers and not any(later.trains for later in self.passes[step + 1 :]):
+                raise OptionError(
+                    f"{p.name} prunes during the training: put finetune behind it, {p.brief},finetune."
+                )
             for package in p.packages:
                 if find_spec(package) is None:
                     raise OptionError(
@@ -236,16 +261,23 @@ class Pipeline:
         """Apply the passes in order to a clone of `model`, which stays as it was."""
         self.check(context)
         work = model.clone()
+        unpacked = _expand(work)
         if context.original is None:
             context = replace(context, original=model)
         done: list[Pass] = []
         changes: list[Change] = []
         for step, p in enumerate(self.passes):
             if p.prepared and not any(q.prepared for q in done):
-                changes.append(_timed("prepare", lambda: _prepare(work, context)))
+                changes.append(_timed("prepare", partial(_prepare, work, context)))
             p = p.resolved(context)
-            changes.append(_timed(str(p), partial(_apply, p, work, replace(context, step=step))))
+            change = _timed(str(p), partial(_apply, p, work, replace(context, step=step)))
+            waiting = () if p.trains else context.gradual
+            latents = {**context.latents, **change.latents}
+            context = replace(context, latents=latents, gradual=(*waiting, *change.gradual))
+            changes.append(replace(change, latents={}, gradual=()))
             done.append(p)
+        if unpacked or any(p.packs for p in done):
+            changes.append(_timed("sparse storage", partial(_store, work, context)))
         return Compressed(work, Pipeline(*done), tuple(changes))
 
 
@@ -274,6 +306,25 @@ def _prepare(model: ir.Model, context: Context) -> Change:
     return Change(
         declined=found.declined, figures={"nodes before": before, "nodes after": model.graph.num_nodes()}
     )
+
+
+def _expand(model: ir.Model) -> bool:
+    from compressor.sparse_storage import expand
+
+    return expand(model)
+
+
+def _store(model: ir.Model, context: Context) -> Change:
+    from compressor.opset import upgrade
+    from compressor.sparse_storage import OPSET, store, worthwhile
+
+    if not worthwhile(model):
+        return Change(
+            declined={"model": "no weight is smaller as a bitmask and its values that are not zero"}
+        )
+    if reason := upgrade(model, OPSET, context.samples):
+        return Change(declined={"model": reason})
+    return store(model)
 
 
 def _explain(cls: type[Pass], error: ValidationError) -> str:

@@ -17,7 +17,7 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from compressor import batchnorm
+from compressor import batchnorm, sparse_storage
 from compressor.equivalence import difference
 from compressor.graph import attribute, constant, integers, is_constant, rank
 
@@ -96,9 +96,10 @@ def _step_by_step(model: ir.Model, samples: Samples | None) -> Prepared:
 
 
 def _plain(model: ir.Model) -> None:
-    """Functions inlined, constants as initializers, no initializer as input, every node named."""
+    """Functions inlined, sparse storage unpacked, constants as initializers, none an input, every node named."""
     if model.functions:
         common.InlinePass()(model)
+    sparse_storage.expand(model)
     _own_constants(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     model.ir_version = max(model.ir_version, 4)

@@ -48,6 +48,9 @@ class Writer:
         ranges: value -> what its grid must represent.
         scheme: integer types and granularity.
         means: value -> mean of each channel, where a layer that reads it is to have its bias corrected.
+
+    Attributes:
+        latents: name of written weight and bias codes -> the floats that they round.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Writer:
         means: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self.means = means or {}
+        self.latents: dict[str, ir.TensorProtocol] = {}
         self.graph = model.graph
         self.model = model
         self.plan = plan
@@ -200,11 +204,13 @@ class Writer:
             return
         channels = self._channels(node, weight)
         flat = np.zeros(channels) if bias is None else np.broadcast_to(bias.reshape(-1), (channels,))
-        codes = q.quantize_bias(flat if lost is None else flat + lost, grid.scale, scale)
+        shifted = flat if lost is None else flat + lost
+        codes = q.quantize_bias(shifted, grid.scale, scale)
         had = node.inputs[2] if len(node.inputs) > 2 else None
         name = str(had.name) if had is not None else f"{node.name}_bias"
         value = self._store(f"{name}_quantized", codes.codes)
         step = self._store(f"{name}_scale", codes.grid.scale)
+        self.latents[str(value.name)] = ir.tensor(shifted)
         node.resize_inputs(3)
         node.replace_input_with(2, self._dequantized(node, value, step, None, 0))
 
@@ -227,9 +233,10 @@ class Writer:
     def _weight(
         self, node: ir.Node, weight: ir.Value, bias: np.ndarray | None, step: float
     ) -> tuple[ir.Value, np.ndarray]:
-        array = constant(weight)
-        if array is None:
+        tensor = ir.convenience.get_const_tensor(weight)
+        if tensor is None:
             raise ValueError(f"{node.name}: no constant weight")
+        array = tensor.numpy()
         axis = output_axis(node) if self.scheme.per_channel else None
         grid = q.weight_grid(array, axis, self.scheme.bits)
         if bias is not None:
@@ -241,6 +248,7 @@ class Writer:
             value = self._store(f"{name}_quantized", codes.codes)
             scale = self._store(f"{name}_scale", codes.grid.scale)
             zero = self._store(f"{name}_zero_point", codes.grid.zero_point)
+            self.latents[str(value.name)] = tensor
             self._weights[key] = self._dequantized(node, value, scale, zero, axis)
         return self._weights[key], grid.scale
 

@@ -26,6 +26,7 @@ class Finetune(Training):
     name = "finetune"
     needs = ("train",)
     prepared = False
+    trains = True
 
     def apply(self, model: ir.Model, context: Context) -> Change:
         """Train, and put the trained values into `model`."""

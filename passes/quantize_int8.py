@@ -129,7 +129,8 @@ class QuantizeInt8(Pass):
                 return Change(declined={"model": "onnxruntime fuses none of its nodes", **current.declined})
             if any(name not in ranges for name in current.observed()):
                 ranges, means = self._watch(work, current, context)
-            Writer(trial, current, ranges, self._scheme(context), means).write()
+            writer = Writer(trial, current, ranges, self._scheme(context), means)
+            writer.write()
             found = kernels(trial) if context.provider == "cpu" else None
             unfused = _reading(current, found.unfused if found else ())
             if not unfused:
@@ -141,7 +142,8 @@ class QuantizeInt8(Pass):
             figures["integer inputs and outputs"] = ", ".join(store(model)) or "none"
         if found:
             figures |= {"integer kernels": found.integer, "float kernels": len(found.floating)}
-        return Change(tuple(str(node.name) for node in current.compute), current.declined, figures)
+        touched = tuple(str(node.name) for node in current.compute)
+        return Change(touched, current.declined, figures, writer.latents)
 
     def _scheme(self, context: Context) -> Scheme:
         return Scheme(
