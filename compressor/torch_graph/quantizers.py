@@ -20,6 +20,9 @@ from compressor.torch_graph.operators import straight_through
 if TYPE_CHECKING:
     from compressor.torch_graph.lowering import Lowering
 
+LIMITS = "compressor.limits"
+"""Key in the `meta` of a QuantizeLinear: the (lowest, highest) code that it gives, where its type has more."""
+
 _RANGES = {
     ir.DataType.UINT8: (0, 255),
     ir.DataType.INT8: (-128, 127),
@@ -43,8 +46,14 @@ def lower(lowering: Lowering, node: ir.Node) -> bool:
     return node.op_type == "DequantizeLinear" and _lower_dequantize(lowering, node)
 
 
+def code_limits(node: ir.Node) -> tuple[int, int] | None:
+    """The lowest and the highest code of a QuantizeLinear; None for a type whose codes are no integers."""
+    found: tuple[int, int] | None = node.meta.get(LIMITS)
+    return _RANGES.get(_code_type(node)) if found is None else found
+
+
 def _lower_quantize(lowering: Lowering, node: ir.Node) -> bool:
-    limits = _RANGES.get(_code_type(node))
+    limits = code_limits(node)
     if limits is None or not _only_decoded(node.outputs[0]) or _is_known(lowering, node):
         return False
     low, high = limits
@@ -64,7 +73,7 @@ def _lower_dequantize(lowering: Lowering, node: ir.Node) -> bool:
         call = lowering.graph.call(straight_through.dequantize_codes, *operands, **_axis(node))
         lowering.bind(node, call)
         return True
-    low, high = _RANGES[_code_type(source)]
+    low, high = code_limits(source) or _RANGES[ir.DataType.UINT8]
     scale = source.inputs[1]
     learned = scale in lowering.weights
     kernel = straight_through.learned_fake_quantize if learned else straight_through.fake_quantize

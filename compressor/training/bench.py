@@ -13,13 +13,13 @@ from torch.nn.utils import parametrize
 from compressor.data import Samples
 from compressor.pipeline import Context
 from compressor.torch_graph import to_torch
-from compressor.torch_graph.parameters import scales
 from compressor.torch_graph.values import to_value
 from compressor.torch_graph.writing import NAMES
 from compressor.training.initialization import initialized
 from compressor.training.machine import Machine, machine
 from compressor.training.options import Training
-from compressor.training.ranges import learn_relatively
+from compressor.training.prunable_weights import add_masks
+from compressor.training.ranges import largest_scales, learn_relatively
 from compressor.training.splits import hold_out
 from compressor.training.working_copy import WorkingCopy
 from compressor.training.zeros import keep_zeros
@@ -53,8 +53,9 @@ def set_up(copy: WorkingCopy, options: Training, context: Context) -> Bench:
     network = to_torch(copy.model, learn_ranges=options.learn_ranges)
     _draw(network, copy.model, options, context.seed)
     masked = keep_zeros(network) if options.keep_zeros else {}
+    add_masks(network, context.gradual)
     if options.learn_ranges:
-        learn_relatively(network, (str(value.name) for value in scales(copy.model)))
+        learn_relatively(network, largest_scales(copy.model))
     train, evaluation = _parts(context, options)
     return Bench(copy, network, train, evaluation, machine(options), _parameters(network), masked)
 

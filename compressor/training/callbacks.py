@@ -10,6 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import EarlyStopping
 from torch import Tensor
 
 from compressor.errors import DataError
@@ -69,8 +70,9 @@ class Plateau(pl.Callback):
         self.schedule = schedule
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Lower the rates when the score has stopped getting better."""
-        self.schedule.step(pl_module.score)
+        """Lower the rates when the score has stopped getting better; while weights are cut it need not."""
+        if pl_module.settled:
+            self.schedule.step(pl_module.score)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds."""
@@ -84,18 +86,27 @@ class Plateau(pl.Callback):
 class Keeper(pl.Callback):
     """Averages weights, scores the average, and holds the best weights, which the model has in the end.
 
+    What the student has before it is settled counts for neither.
+
     Args:
         options: average, ema_decay, swa_start and keep.
         higher_is_better: of the score.
         start: the score before the first step; its weights are the best until an epoch beats them.
         settle: what a network needs once the average is in it, before it is scored.
+        trained_only: whether any epoch is better than the start.
     """
 
     def __init__(
-        self, options: Training, higher_is_better: bool, start: float, settle: Callable[[Any], object] | None
+        self,
+        options: Training,
+        higher_is_better: bool,
+        start: float,
+        settle: Callable[[Any], object] | None,
+        trained_only: bool = False,
     ) -> None:
         self.options = options
         self.settle = settle
+        self.trained_only = trained_only
         self.sign = 1.0 if higher_is_better else -1.0
         self.best = start
         self.best_epoch = -1
@@ -115,7 +126,7 @@ class Keeper(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         """Take the step's weights into the average."""
-        if self.options.average == "none" or pl_module.fault:
+        if self.options.average == "none" or pl_module.fault or not pl_module.settled:
             return
         done = trainer.global_step / max(1, int(trainer.estimated_stepping_batches))
         if self.options.average == "ema" or done >= self.options.swa_start:
@@ -132,7 +143,7 @@ class Keeper(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Remember the weights if they are the best, and put the trained ones back."""
-        if not pl_module.fault:
+        if pl_module.settled and not pl_module.fault:
             self._judge(trainer, pl_module)
         if self._own is not None:
             pl_module.network.load_state_dict(self._own)
@@ -142,7 +153,8 @@ class Keeper(pl.Callback):
         score = pl_module.score
         self.scores.append(score)
         better = self.sign * score > self.sign * self.best or math.isnan(self.best)
-        if better or self.options.keep == "last":
+        first = self.trained_only and self.best_epoch < 0
+        if better or first or self.options.keep == "last":
             self.best, self.best_epoch = score, trainer.current_epoch
             self._best_state = _state(pl_module.network)
 
@@ -177,6 +189,15 @@ class Keeper(pl.Callback):
         self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
         self.scores, self._best_state = state_dict["scores"], state_dict["best_state"]
         self._averaged = state_dict["average"]
+
+
+class Patience(EarlyStopping):
+    """Stops when the score has stopped getting better; epochs before the student is settled do not count."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Look at the score of the epoch; it was validated before."""
+        if pl_module.settled:
+            super().on_train_epoch_end(trainer, pl_module)
 
 
 class Watch(pl.Callback):
@@ -233,10 +254,11 @@ class Reporting(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Start the clock of the epoch's steps."""
-        self._begun = time.perf_counter()
+        self._begun, self._samples = time.perf_counter(), 0
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Log the rate that the batch is trained with; behind the step it is the next one's."""
+        self._samples += len(batch[2])
         self._rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         if pl_module.is_logged():
             pl_module.log("rate", self._rate, batch_size=1)
@@ -253,7 +275,7 @@ class Reporting(pl.Callback):
         self.progress(" ".join([*parts, f"rate {self._rate:.2g}"]), done, batches * self.epochs)
         if trainer.is_last_batch:
             samples, seconds = pl_module.pace
-            epoch = sum(len(rows) for rows in pl_module.loader.plan.batches(trainer.current_epoch))
+            epoch = self._samples * trainer.world_size
             pl_module.pace = samples + epoch, seconds + time.perf_counter() - self._begun
 
 

@@ -76,8 +76,8 @@ class Safeguard(Checkpoint):
 def checkpoint_file(model: ir.Model, options: Training, context: Context) -> Path | None:
     """Where the state of this very training is kept; None without a workspace.
 
-    Its name holds the number of the pass and a digest of the model as it comes, of the pass, the metric, the seed
-    and the data: their sizes and their first samples.
+    Its name holds the number of the pass and a digest of the model as it comes, of the pass, the metric, the seed,
+    the prunings on the way and the data: their sizes and their first samples.
 
     Raises:
         OptionError: resuming without a workspace.
@@ -117,7 +117,7 @@ def _whole(path: Path) -> bool:
 
 
 def _digest(model: ir.Model, options: Training, context: Context) -> str:
-    digest = hashlib.sha256(f"{options} {context.metric} {context.seed}".encode())
+    digest = hashlib.sha256(f"{options} {context.metric} {context.seed} {context.gradual}".encode())
     for node in model.graph:
         digest.update(ir.to_proto(node).SerializeToString(deterministic=True))
     for name, value in sorted(model.graph.initializers.items()):

@@ -14,7 +14,7 @@ from compressor.pipeline import Change, Context
 from compressor.prepare import adopt
 from compressor.torch_graph import write_back
 from compressor.torch_graph.own_statistics import separate
-from compressor.training import callbacks, continual, probing, reporting
+from compressor.training import callbacks, continual, gradual, probing, reporting
 from compressor.training.augmentation import augmenter
 from compressor.training.batch_axis import free_batch
 from compressor.training.bench import Bench, set_up
@@ -29,7 +29,7 @@ from compressor.training.optimizers import optimizer, parameter_groups
 from compressor.training.options import Training
 from compressor.training.recalibration import recalibrate
 from compressor.training.replaying import replayed
-from compressor.training.schedules import plateau, scheduler
+from compressor.training.schedules import plateau
 from compressor.training.scoring import Scorer, evaluated
 from compressor.training.sources import Source
 from compressor.training.student import Student
@@ -57,7 +57,7 @@ def fit(model: ir.Model, options: Training, context: Context) -> Change:
     _require_tensors(model, options)
     checkpoint = checkpoint_file(model, options, context)
     separate(model)
-    copy = working_copy(model, options)
+    copy = working_copy(model, options, context.latents)
     context = _fitted(context, copy.model)
     original = free_batch(context.original if context.original is not None else model)
     with torch.random.fork_rng(devices=[]):
@@ -68,7 +68,9 @@ def fit(model: ir.Model, options: Training, context: Context) -> Change:
         old = continual.OldTask.opened(context, options, free_batch(copy.source), original)
         student, before = _student(bench, options, context, original)
         figures = old.score(bench, "before") if old else {}
-        hooks = [*_constraints(bench, options, student), _keeper(student, before)]
+        pruning = gradual.Pruning(bench.network, context.gradual, options) if context.gradual else None
+        constraints = _constraints(bench, options, student)
+        hooks = [*filter(None, [pruning]), *constraints, _keeper(student, before, pruning is not None)]
         run(student, bench.machine, options, context, hooks, checkpoint)
         figures |= old.score(bench, "after") if old else {}
     finished = copy.finished(write_back(student.network.cpu(), copy.model))
@@ -77,7 +79,11 @@ def fit(model: ir.Model, options: Training, context: Context) -> Change:
     figures = reporting.figures(student, context, before) | figures
     if bench.masked:
         figures["weights kept at zero"] = len(bench.masked)
-    return Change(touched, reporting.declined(student), figures)
+    declined = reporting.declined(student)
+    if pruning is not None:
+        figures |= pruning.figures()
+        declined |= pruning.left_out(bool(student.outcome["best_epoch"]))
+    return Change(touched, declined, figures)
 
 
 def _require_tensors(model: ir.Model, options: Training) -> None:
@@ -100,7 +106,7 @@ def _fitted(context: Context, model: ir.Model) -> Context:
     return replace(context, train=opened(train, "train"), data=opened(data, "data"), old=opened(old, "old"))
 
 
-def _keeper(student: Student, before: float) -> callbacks.Keeper:
+def _keeper(student: Student, before: float, trained_only: bool) -> callbacks.Keeper:
     """The callback that holds the best weights; averaged ones need their own statistics of BatchNormalization."""
     options, loader = student.options, student.loader
 
@@ -108,7 +114,8 @@ def _keeper(student: Student, before: float) -> callbacks.Keeper:
         recalibrate(network, (batch.inputs for batch in loader.batches(0)))
 
     averaged = options.average == "swa" and options.batchnorm != "frozen"
-    return callbacks.Keeper(options, student.scorer.higher_is_better, before, settle if averaged else None)
+    higher = student.scorer.higher_is_better
+    return callbacks.Keeper(options, higher, before, settle if averaged else None, trained_only)
 
 
 def _student(bench: Bench, options: Training, context: Context, original: ir.Model) -> tuple[Student, float]:
@@ -147,7 +154,8 @@ def _student(bench: Bench, options: Training, context: Context, original: ir.Mod
         groups = parameter_groups(bench.parameters, options, depths, layer_weights(bench.copy.model))
     made_optimizer = optimizer(options, groups)
     per_epoch = -(-len(batches) // options.accumulate)
-    schedule = scheduler(options, made_optimizer, per_epoch * options.epochs, per_epoch)
+    steps = per_epoch * options.epochs
+    schedule = gradual.schedule(context.gradual, options, made_optimizer, steps, per_epoch)
     student.optimizer_made = (made_optimizer, [{"scheduler": schedule, "interval": "step"}])
     return student, score
 

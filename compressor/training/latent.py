@@ -3,12 +3,16 @@
 `lift` turns every weight that is stored as integer codes into a float initializer with a QuantizeLinear and
 DequantizeLinear pair behind it, the latent weight of quantization-aware training (Jacob et al. 2018,
 arXiv:1712.05877, section 3); int32 biases, whose grid is far finer than training needs, become plain floats.
-`settle` writes trained latents as codes into the original graph, whose structure never changes.
+A latent starts from the float that was rounded where that is still known, for the codes alone have forgotten on which
+side of them it was, and the small weights of a tensor with one step for all are zero in them (Krishnamoorthi 2018,
+arXiv:1806.08342, section 3.2). `settle` writes trained latents as codes into the original graph, whose structure never
+changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 import ml_dtypes
 import numpy as np
@@ -16,6 +20,7 @@ import onnx_ir as ir
 
 from compressor.graph import add_initializer, attribute, constant, is_constant, nodes, unique_name
 from compressor.torch_graph.parameters import constants
+from compressor.torch_graph.quantizers import LIMITS
 
 LATENT = "_latent"
 """What the name of a latent weight ends with."""
@@ -25,10 +30,19 @@ _INTEGERS = (
     *(ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16, _BIAS),
     *(ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT2, ir.DataType.UINT2),
 )
+_HALF = 0.5 + 2.0**-10
+"""In steps: how far a float may be from what its code stands for. Codes of up to 255 are divided out in float32."""
+NONE_KNOWN: Mapping[str, ir.TensorProtocol] = MappingProxyType({})
+"""No float behind any code."""
 
 
-def lift(model: ir.Model) -> ir.Model:
-    """A copy in which stored codes are latent weights; the same as `model` where nothing is quantized."""
+def lift(model: ir.Model, floats: Mapping[str, ir.TensorProtocol] = NONE_KNOWN) -> ir.Model:
+    """A copy in which stored codes are latent weights; the same as `model` where nothing is quantized.
+
+    Args:
+        model: stays as it was.
+        floats: name of codes -> the floats that they round. Those of codes that were changed since are not used.
+    """
     lifted = model.clone()
     latents: dict[ir.Value, ir.Value] = {}
     for node in list(_decoders(lifted)):
@@ -36,7 +50,9 @@ def lift(model: ir.Model) -> ir.Model:
         if codes is None or not isinstance(graph, ir.Graph):
             continue
         if codes not in latents:
-            latents[codes] = add_initializer(lifted.graph, f"{codes.name}{LATENT}", _decoded(node))
+            latents[codes] = add_initializer(
+                lifted.graph, f"{codes.name}{LATENT}", _start(node, floats.get(str(codes.name)))
+            )
         latent = latents[codes]
         if codes.dtype == _BIAS:
             ir.convenience.replace_all_uses_with(node.outputs[0], latent)
@@ -96,6 +112,7 @@ def _requantize(graph: ir.Graph, node: ir.Node, latent: ir.Value) -> None:
     )
     operands, attributes = [latent, scale, zero], dict(node.attributes)
     encode = ir.node("QuantizeLinear", operands, attributes, outputs=[made], name=made.name)
+    encode.meta[LIMITS] = _limits(_array(codes))
     if node.graph is None:
         raise ValueError(f"{node.name}: not in a graph")
     node.graph.insert_before(node, encode)
@@ -122,25 +139,40 @@ def _along(array: np.ndarray, shape: tuple[int, ...], axis: int, block: int) -> 
     return array.reshape(along)
 
 
-def _decoded(node: ir.Node) -> np.ndarray:
+def _start(node: ir.Node, known: ir.TensorProtocol | None) -> np.ndarray:
+    """The known floats where the codes are what they round to, else what the codes stand for."""
     scale, zero = _grid(node)
-    codes = _array(node.inputs[0]).astype(np.float64)
-    decoded: np.ndarray = ((codes - zero) * scale).astype(_array(node.inputs[1]).dtype)
-    return decoded
+    codes = _array(node.inputs[0])
+    decoded: np.ndarray = ((codes.astype(np.float64) - zero) * scale).astype(_array(node.inputs[1]).dtype)
+    if known is None or tuple(known.shape.numpy()) != decoded.shape:
+        return decoded
+    floats: np.ndarray = known.numpy().astype(decoded.dtype)
+    if (np.abs(floats - decoded) > _HALF * scale).any():
+        return decoded
+    return np.where(_encoded(node, floats) == codes, floats, decoded)
 
 
 def _encoded(node: ir.Node, latent: np.ndarray) -> np.ndarray:
-    """The nearest codes; they stay within the half range where all had (7-bit weights)."""
+    """The nearest codes, within the limits of the old ones."""
     old = _array(node.inputs[0])
     scale, zero = _grid(node)
-    info = np.iinfo(old.dtype) if old.dtype.kind in "iu" else ml_dtypes.iinfo(old.dtype)  # type: ignore[no-untyped-call]
-    low, high = int(info.min), int(info.max)
-    if old.dtype == np.int8:
-        low = max(low, -high) if int(old.min(initial=0)) > low else low
-        if np.abs(old.astype(np.int16)).max(initial=0) <= 63:
-            low, high = -63, 63
+    low, high = _limits(old)
     found: np.ndarray = np.clip(np.rint(latent / scale) + zero, low, high).astype(old.dtype)
     return found
+
+
+def _limits(codes: np.ndarray) -> tuple[int, int]:
+    """The lowest and the highest code that training may give: those of the type.
+
+    int8 stays symmetric where it was, and within the half range where all were (7-bit weights).
+    """
+    info = np.iinfo(codes.dtype) if codes.dtype.kind in "iu" else ml_dtypes.iinfo(codes.dtype)  # type: ignore[no-untyped-call]
+    low, high = int(info.min), int(info.max)
+    if codes.dtype != np.int8:
+        return low, high
+    if np.abs(codes.astype(np.int16)).max(initial=0) <= 63:
+        return -63, 63
+    return (low if int(codes.min(initial=0)) == low else -high), high
 
 
 def _step_bias_scale(node: ir.Node) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from compressor.errors import DataError, OptionError
 from compressor.training.batches import TrainingBatch
-from compressor.training.order import EpochPlan, Plan
+from compressor.training.order import EpochPlan, Numbers, Plan
 from compressor.training.sources import Source, open_source
 
 __all__ = ["Loader", "TrainingBatch", "loader", "open_source"]
@@ -39,10 +39,13 @@ class Loader:
 
     def batches(self, epoch: int, skip: int = 0) -> Iterator[TrainingBatch]:
         """The batches of an epoch, counted from 0, without the first `skip`, which are not read."""
-        which, ranks = self.shard
-        whole = self.plan.batches(epoch)[which::ranks][: len(self)]
-        for batch in self.source.read(whole[skip:]):
+        for batch in self.source.read(self.rows(epoch)[skip:]):
             yield pinned(batch) if self.pin else batch
+
+    def rows(self, epoch: int) -> Sequence[Numbers]:
+        """The sample numbers of each batch of an epoch that this process gets."""
+        which, ranks = self.shard
+        return self.plan.batches(epoch)[which::ranks][: len(self)]
 
     def start_at(self, epoch: int, skip: int = 0) -> None:
         """Let the next `iter` give this epoch without its first `skip` batches."""
@@ -58,9 +61,9 @@ class Loader:
 
     def __iter__(self) -> Iterator[TrainingBatch]:
         """The batches of an epoch from the next one on; which that is, is asked when the first is drawn."""
-        epoch, skip = self._place
+        (epoch, skip), count = self._place, len(self)
         for number, batch in enumerate(self.batches(epoch, skip), skip + 1):
-            self._place = (epoch, number) if number < len(self) else (epoch + 1, 0)
+            self._place = (epoch, number) if number < count else (epoch + 1, 0)
             yield batch
 
 

@@ -45,8 +45,13 @@ class Objective:
 
     def __call__(self, outputs: Sequence[Tensor], labels: Tensor | None) -> Tensor:
         """The loss of a batch, a scalar; every output gets the same labels."""
-        losses = [t.weight * t.criterion(outputs[t.index], labels) for t in self.terms]
+        losses = [weighted(t.weight, t.criterion(outputs[t.index], labels)) for t in self.terms]
         return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
+
+
+def weighted(weight: float, loss: Tensor) -> Tensor:
+    """The loss times its weight; one of weight 1 is left alone, which spares its gradient a step."""
+    return loss if weight == 1 else weight * loss
 
 
 def objective(

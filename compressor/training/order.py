@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -49,9 +50,12 @@ class EpochPlan:
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
-        return sum(
-            len(_sizes(int(count), self.size, self.exact)) for count in np.unique_counts(self.shapes)[1]
-        )
+        return self._length
+
+    @cached_property
+    def _length(self) -> int:
+        counts = np.unique_counts(self.shapes)[1]
+        return sum(len(_sizes(int(count), self.size, self.exact)) for count in counts)
 
     def batches(self, epoch: int) -> list[Numbers]:
         """The sample numbers of each batch of an epoch; a batch comes where its last sample is in the order."""

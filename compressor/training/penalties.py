@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from compressor.errors import DataError
+from compressor.training.gradients import Loss, batch_gradients
 
 
 def penalized(module: nn.Module) -> list[nn.Parameter]:
@@ -66,7 +66,7 @@ def _stored(home: nn.Module, name: str) -> Tensor:
 
 def fisher(
     module: nn.Module,
-    loss: Callable[[Sequence[Tensor], Tensor | None], Tensor],
+    loss: Loss,
     batches: Iterable[tuple[Sequence[Tensor], Tensor | None]],
     samples: int,
     batch: int = 1,
@@ -93,30 +93,13 @@ def fisher(
     named = {name: p for name, p in module.named_parameters() if p.requires_grad}
     total = {name: torch.zeros_like(p) for name, p in named.items()}
     seen = 0
-    with _evaluating(module):
-        for inputs, labels in _one_by_one(batches, samples, batch):
-            outputs = module(*inputs)
-            value = loss((outputs,) if isinstance(outputs, Tensor) else outputs, labels)
-            gradients = torch.autograd.grad(value, list(named.values()), allow_unused=True)
-            for sum_, gradient in zip(total.values(), gradients, strict=True):
-                if gradient is not None:
-                    sum_ += gradient.square()
-            seen += 1
+    for found in batch_gradients(module, named, loss, _one_by_one(batches, samples, batch)):
+        for name, gradient in found.items():
+            total[name] += gradient.square()
+        seen += 1
     if not seen:
         raise DataError("ewc needs samples of the old data, and there are none.")
     return {name: tensor / seen for name, tensor in total.items()}
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """The module in eval mode, every part of it put back to its own mode at the end."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 
 def _one_by_one(

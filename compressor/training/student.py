@@ -25,9 +25,11 @@ Step = tuple[tuple[Tensor, ...], Tensor | None, Tensor]
 class Student(pl.LightningModule):
     """Trains `network`; every hook of Lightning applies.
 
-    Logged: `loss` and each of its terms per step, `rate`, and after every epoch `score`. `fault` says what went wrong
-    when the loss is no number or has exploded; from then on nothing is trained or scored. `outcome` says at the end
-    how it went: best, best_epoch, epochs, steps, fault.
+    Logged: `loss`, each of its terms and `rate`, at the last step of an epoch and, where there is a log, at every
+    tenth; after every epoch `score`. `loss` and `score` as attributes are always those of the last step and the last
+    epoch. `fault` says what went wrong when the loss is no number or has exploded; from then on nothing is trained or
+    scored. `settled` is False while weights are still to be cut: such an epoch cannot be the best. `outcome` says at
+    the end how it went: best, best_epoch, epochs, steps, fault.
 
     Args:
         network: the imported graph; among its outputs are the values to match.
@@ -72,10 +74,21 @@ class Student(pl.LightningModule):
         self.loss = float("nan")
         self.pace = (0, 0.0)
         self.fault = ""
+        self.settled = True
         self.resumed = 0
         self.outcome: dict[str, Any] = {}
         self._parts: list[Rows] = []
         self._shares: list[float] = []
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; text, numbers and None go past torch, which looks for parameters in every value.
+
+        Lightning notes the running hook forty times a step, which would take a tenth of a small model's step.
+        """
+        if value is None or isinstance(value, str | float):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def forward(self, *inputs: Tensor) -> list[Tensor]:
         """All outputs of the network, in order."""
@@ -92,11 +105,17 @@ class Student(pl.LightningModule):
 
         The order and the draws of an epoch depend on its number, so that a training that is taken up has the same.
         """
-        torch.manual_seed(self.seed + self.trainer.world_size * self.current_epoch + self.global_rank)
-        which, ranks = self.loader.shard
-        plan = self.loader.plan.batches(self.current_epoch)[which::ranks][: len(self.loader)]
-        self._shares = step_shares([len(rows) for rows in plan], self.options.accumulate)
+        _draw_from(self.seed + self.trainer.world_size * self.current_epoch + self.global_rank, self.device)
+        if self.options.accumulate > 1:
+            sizes = [len(rows) for rows in self.loader.rows(self.current_epoch)]
+            self._shares = step_shares(sizes, self.options.accumulate)
         self.loader.start_at(self.current_epoch)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """The batch on the device; nothing is looked at where all is in main memory already."""
+        if device.type == "cpu":
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
         """The loss of one batch, scaled so that accumulated batches weigh by their samples."""
@@ -112,8 +131,10 @@ class Student(pl.LightningModule):
         return loss * self._shares[batch_idx] if self.options.accumulate > 1 else loss
 
     def is_logged(self) -> bool:
-        """Whether the running step goes into the log; logging costs more than a small model's step."""
-        return self.trainer.is_last_batch or (self.trainer.global_step + 1) % self.log_every == 0
+        """Whether the running step is logged, which costs more than a small model's step."""
+        if self.trainer.is_last_batch:
+            return True
+        return bool(self.trainer.loggers) and (self.trainer.global_step + 1) % self.log_every == 0
 
     @property
     def log_every(self) -> int:
@@ -163,6 +184,13 @@ class Student(pl.LightningModule):
             raise RuntimeError("the optimizer is made by `fit`")
         optimizer, schedules = self.optimizer_made
         return [optimizer], schedules
+
+
+def _draw_from(seed: int, device: torch.device) -> None:
+    """Seed what is drawn on the CPU and on the device; torch.manual_seed asks for every kind of device there is."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed_all(seed)
 
 
 def step_shares(sizes: Sequence[int], accumulate: int) -> list[float]:

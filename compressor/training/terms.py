@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from compressor.training import penalties
 from compressor.training.distillation import attention_matching, feature_matching
 from compressor.training.likeness import Distillation
-from compressor.training.objective import Objective
+from compressor.training.objective import Objective, weighted
 from compressor.training.options import Training
 from compressor.training.teacher import Answers
 
@@ -61,11 +61,11 @@ class Terms:
         """
         found: dict[str, Tensor] = {}
         if self.labelled is not None and self.share < 1:
-            found["labels"] = (1 - self.share) * self.labelled(outputs, labels)
+            found["labels"] = weighted(1 - self.share, self.labelled(outputs, labels))
         if answers is None:
             return found
         if self.distilled is not None and (weight := self.share + self.options.lwf):
-            found["original"] = weight * self.distilled(outputs, answers.outputs)
+            found["original"] = weighted(weight, self.distilled(outputs, answers.outputs))
         for name, value in values.items():
             theirs = answers.values[name]
             if name in self.probabilities:
@@ -91,4 +91,5 @@ class Terms:
 
 def total(terms: Mapping[str, Tensor]) -> Tensor:
     """The sum of the terms, a scalar."""
-    return torch.stack([term.float() for term in terms.values()]).sum()
+    losses = [term.float() for term in terms.values()]
+    return torch.stack(losses).sum() if len(losses) > 1 else losses[0]

@@ -6,7 +6,7 @@ import logging
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,18 +15,21 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
+from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.profilers import PassThroughProfiler
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from compressor.errors import OptionError, root_cause
 from compressor.pipeline import Context
-from compressor.training.callbacks import Reporting, Watch
+from compressor.training.callbacks import Patience, Reporting, Watch
 from compressor.training.checkpoints import Safeguard
 from compressor.training.machine import Machine
 from compressor.training.options import Training
 from compressor.training.scoring import Scorer
 from compressor.training.student import Student
+
+_NOTHING = nullcontext()  # holds no state, so that one is enough
 
 
 def run(
@@ -56,7 +59,7 @@ def run(
     ours = [Watch(label), *callbacks, Reporting(context.progress, label, options.epochs)]
     if options.patience:
         mode = "max" if student.scorer.higher_is_better else "min"
-        ours.append(EarlyStopping("score", patience=options.patience, mode=mode, verbose=False))
+        ours.append(Patience("score", patience=options.patience, mode=mode, verbose=False))
     if checkpoint is not None:
         ours.append(Safeguard(checkpoint))
     resumed = checkpoint if checkpoint is not None and context.resume and checkpoint.exists() else None
@@ -91,6 +94,14 @@ class Evaluation(IterableDataset[tuple[tuple[Tensor, ...], int]]):
         return self.scorer.batches(self.size)
 
 
+class Unprofiled(PassThroughProfiler):
+    """Measures nothing, and makes no generator for each of the forty actions of a step, as its parent does."""
+
+    def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]
+        """Do nothing around an action."""
+        return _NOTHING
+
+
 def _trainer(ours: Sequence[Any], student: Student, context: Context, machine: Machine) -> pl.Trainer:
     """The Trainer; what Lightning refuses becomes an OptionError."""
     options, callbacks = student.options, [*ours, *context.callbacks]
@@ -106,6 +117,7 @@ def _trainer(ours: Sequence[Any], student: Student, context: Context, machine: M
             enable_model_summary=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
+            profiler=Unprofiled(),
             **machine.arguments,
         )
     except (MisconfigurationException, RuntimeError, ValueError) as error:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from compressor.training.batch_axis import free_batch
 from compressor.training.dropouts import add_dropout
 from compressor.training.exposing import matching, with_outputs
-from compressor.training.latent import lift, settle
+from compressor.training.latent import NONE_KNOWN, lift, settle
 from compressor.training.options import Training
 from compressor.training.unfolding import fold_again, unfold
 
@@ -45,13 +45,20 @@ class WorkingCopy:
         return settle(trained, self.source)
 
 
-def working_copy(model: ir.Model, options: Training) -> WorkingCopy:
+def working_copy(
+    model: ir.Model, options: Training, floats: Mapping[str, ir.TensorProtocol] = NONE_KNOWN
+) -> WorkingCopy:
     """The trainable form of a model.
+
+    Args:
+        model: stays as it was.
+        options: of the training.
+        floats: name of stored codes -> the floats that they round, as far as they are known.
 
     Raises:
         OptionError: a glob of `features` or `attention` matches no value, or there is nothing to put dropout before.
     """
-    work = free_batch(lift(model))
+    work = free_batch(lift(model, floats))
     if options.dropout:
         work = add_dropout(work, options.dropout)
     restored: tuple[str, ...] = ()

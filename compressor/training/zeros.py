@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -40,3 +41,16 @@ def keep_zeros(module: nn.Module) -> dict[str, float]:
         parametrize.register_parametrization(module.get_submodule(folder), name, Mask(mask))
         masked[path] = 1 - mask.float().mean().item()
     return masked
+
+
+def mask_of(module: nn.Module, path: str) -> Mask:
+    """The mask of a weight; where it has none it gets one that lets everything through."""
+    folder, _, name = path.rpartition(".")
+    home = module.get_submodule(folder)
+    if parametrize.is_parametrized(home, name):
+        for part in home.parametrizations[name]:  # type: ignore[index]
+            if isinstance(part, Mask):
+                return part
+    made = Mask(torch.ones_like(getattr(home, name), dtype=torch.bool))
+    parametrize.register_parametrization(home, name, made)
+    return made

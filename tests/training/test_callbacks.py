@@ -18,7 +18,8 @@ def module(weight: float) -> Any:
     network = nn.Linear(1, 1, bias=False)
     network.weight.data.fill_(weight)
     return SimpleNamespace(
-        network=network, score=0.0, fault="", outcome={}, resumed=0, pace=(0, 0.0), device=torch.device("cpu")
+        **{"network": network, "score": 0.0, "fault": "", "outcome": {}, "resumed": 0, "pace": (0, 0.0)},
+        **{"settled": True, "device": torch.device("cpu")},
     )
 
 
@@ -122,7 +123,7 @@ def test_the_plateau_survives_a_checkpoint() -> None:
 
     (one, first), (other, _) = made(), made()
     for _ in range(3):
-        one.on_validation_end(trainer(), SimpleNamespace(score=0.5))
+        one.on_validation_end(trainer(), SimpleNamespace(score=0.5, settled=True))
     assert first.param_groups[0]["lr"] == pytest.approx(0.1)
     other.load_state_dict(one.state_dict())
     assert other.state_dict() == one.state_dict()

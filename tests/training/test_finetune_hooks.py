@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,49 @@ def test_callbacks_get_their_hooks() -> None:
     hooks = Hooks()
     train(mlp(), points(), "epochs=2", callbacks=[hooks])
     assert hooks.called == ["fit start", *["epoch", "step", "step", "step", "validation"] * 2, "end"]
+
+
+def test_every_hook_of_a_step_is_called_once_per_batch() -> None:
+    hooks = [
+        *("on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward"),
+        *("on_before_optimizer_step", "on_train_batch_end"),
+    ]
+    called: list[str] = []
+
+    def note(hook: str) -> Callable[..., None]:
+        return lambda *_: called.append(hook)
+
+    noting = type("Noting", (pl.Callback,), {hook: staticmethod(note(hook)) for hook in hooks})
+    train(mlp(), points(), "epochs=2", callbacks=[noting()])
+    assert called == hooks * 6
+
+
+class Ends(pl.Callback):
+    """Notes what is there at the end of each epoch."""
+
+    def __init__(self) -> None:
+        self.found: list[dict[str, float]] = []
+        self.losses: list[float] = []
+        self.samples = 0
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.found.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+        self.losses.append(pl_module.loss)
+        self.samples = pl_module.pace[0]
+
+
+def test_callbacks_find_what_is_logged_at_the_end_of_an_epoch_without_a_log() -> None:
+    ends = Ends()
+    train(mlp(), points(), "epochs=2 l2=0.1", callbacks=[ends])
+    assert [set(found) for found in ends.found] == [{"loss", "labels", "l2", "rate", "score"}] * 2
+    assert [found["loss"] for found in ends.found] == pytest.approx(ends.losses)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_pace_counts_every_sample_of_every_epoch(accumulate: int) -> None:
+    ends, given = Ends(), points()
+    train(mlp(), given, f"epochs=3 accumulate={accumulate}", callbacks=[ends])
+    assert ends.samples == 3 * len(given["labels"])
 
 
 def test_a_callback_can_stop_the_training() -> None:

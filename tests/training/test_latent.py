@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 
 from compressor.runtime import to_bytes
+from compressor.torch_graph import to_torch
 from compressor.training.latent import LATENT, lift, settle
 from tests.conftest import drawn
 from tests.training.test_qat import RECIPES, quantized
@@ -80,3 +82,46 @@ def test_codes_that_two_nodes_decode_are_one_latent_weight() -> None:
     assert [name for name in values(lift(model)) if name.endswith(LATENT)] == [f"c{LATENT}"]
     x = drawn(3, 4)
     assert np.allclose(outputs(lift(model), x)[0], outputs(model, x)[0])
+
+
+def latent(model: ir.Model, floats: dict[str, ir.Tensor]) -> np.ndarray:
+    """Where the training of the codes `c` starts."""
+    return values(lift(model, floats))[f"c{LATENT}"]
+
+
+def test_a_latent_weight_starts_from_the_floats_that_were_rounded() -> None:
+    floats = drawn(4, 3)
+    step = np.float32(np.abs(floats).max() / 127)
+    model = one_weight(np.rint(floats / step).astype(np.int8), step, np.int8(0))
+    assert np.array_equal(latent(model, {"c": ir.tensor(floats)}), floats)
+    assert not np.array_equal(latent(model, {"other": ir.tensor(floats)}), floats)
+    assert to_bytes(settle(lift(model, {"c": ir.tensor(floats)}), model)) == to_bytes(model)
+
+
+def test_floats_that_the_codes_do_not_round_are_not_used() -> None:
+    floats = drawn(4, 3)
+    step = np.float32(np.abs(floats).max() / 127)
+    codes = np.rint(floats / step).astype(np.int8)
+    codes[1, 1] += 2
+    model = one_weight(codes, step, np.int8(0))
+    decoded = codes * step
+    assert np.allclose(latent(model, {"c": ir.tensor(floats)}), decoded, atol=1e-6)
+    assert np.allclose(latent(model, {"c": ir.tensor(floats.T.copy())}), decoded, atol=1e-6)
+
+
+@pytest.mark.parametrize("codes", [(50, -63, 63), (100, -127, 127), (-128, -128, 127)], ids=str)
+@pytest.mark.parametrize("by", [-1000, 1000])
+def test_what_is_trained_has_no_codes_that_the_file_will_not_have(
+    codes: tuple[int, int, int], by: float
+) -> None:
+    stored = np.full((4, 3), 1, np.int8)
+    stored[0, 0] = codes[0]
+    model, x = one_weight(stored, np.float32(0.5), np.int8(0)), drawn(2, 4)
+    trained = lift(model)
+    moved = trained.graph.initializers[f"c{LATENT}"]
+    moved.const_value = ir.tensor(moved.const_value.numpy() + np.float32(by), name=moved.name)
+    written = values(settle(trained, model))["c"]
+    assert (written == codes[2 if by > 0 else 1]).all()
+    for learned in (False, True):
+        in_training = to_torch(trained, learn_ranges=learned)(torch.from_numpy(x)).detach().numpy()
+        assert np.allclose(in_training, x @ (written * np.float32(0.5)), rtol=1e-5)

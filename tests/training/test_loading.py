@@ -205,6 +205,7 @@ def test_processes_share_an_epoch_and_take_as_many_batches_each() -> None:
     seen = numbers(whole.batches(0))
     assert numbers(parts[0].batches(0)) == [seen[0], seen[2]]
     assert numbers(parts[1].batches(0)) == [seen[1], seen[3]]
+    assert [[rows.tolist() for rows in part.rows(0)] for part in parts] == [seen[:4:2], seen[1:4:2]]
 
 
 # --- what comes out ------------------------------------------------------------------------------------------

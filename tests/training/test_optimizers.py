@@ -132,6 +132,38 @@ def test_steps_as_the_torch_optimizer_of_that_name_does(name: str) -> None:
     assert not torch.equal(mine, torch.ones(2, 2))
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_adam_changes_all_parameters_in_one_call_and_as_it_does_one_by_one(name: str) -> None:
+    together, singly = parameters(), parameters()
+    train = Train(optimizer=name, lr=0.1, weight_decay=0.2)
+    plain = train.model_copy(update={"optimizer_options": {"fused": False}})
+    pairs = []
+    for given, options in ((together, train), (singly, plain)):
+        pairs.append((given, optimizer(options, parameter_groups(given, options, DEPTHS, WEIGHTS))))
+    assert [made.defaults["fused"] for _, made in pairs] == [True, False]
+    for step in range(3):
+        for given, made in pairs:
+            for number, parameter in enumerate(given.values()):
+                parameter.grad = torch.full_like(parameter, 0.1 * (step + number))
+            made.step()
+    for key in SHAPES:  # three steps of some ten roundings of at most 6e-8 each
+        torch.testing.assert_close(together[key], singly[key], rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer_options": {"foreach": True}},
+        {"optimizer_options": {"fused": False}},
+        {"precision": "bf16", "clip_norm": 1.0},
+        {"precision": "16"},
+        {"optimizer": "sgd"},  # torch's fused one fails for parameters that are released later
+    ],
+)
+def test_not_where_the_user_or_mixed_precision_asks_for_something_else(options: dict[str, Any]) -> None:
+    assert not optimizer(Train(**options), groups_of()).defaults["fused"]
+
+
 def test_decay_is_decoupled_in_adamw_and_in_the_gradient_in_adam() -> None:
     left = {}
     for name in ("adam", "adamw"):

@@ -14,7 +14,18 @@ from compressor.data import open_samples
 from compressor.pipeline import Change, Context, Pipeline
 from compressor.torch_graph import to_torch
 from tests.conftest import build, drawn
-from tests.training.trained import Arrays, check, cnn, folded, images, mlp, moved, outputs, points, values
+from tests.training.trained import (
+    Arrays,
+    check,
+    cnn,
+    folded,
+    images,
+    mlp,
+    moved,
+    outputs,
+    points,
+    values,
+)
 
 FINETUNE = "finetune{warmup=0 keep=last %s}"
 
@@ -158,3 +169,50 @@ def test_norms_are_bound_behind_quantizers_too() -> None:
     w1 = values(after)["w1_quantized"].astype(np.float32) * values(after)["w1_scale"]
     step = values(after)["w1_scale"].max()
     assert np.linalg.norm(w1, axis=0).max() <= 0.3 + step  # rounding adds half a step to each of 4 inputs
+
+
+def calibrated(model: ir.Model, data: Arrays) -> Context:
+    samples = open_samples(data, model)
+    return Context(calibration=samples, train=samples, data=samples, threads=1)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_floats_behind_the_codes_are_known_to_within_half_a_step(recipe: str) -> None:
+    """Those of a corrected bias as well; what a weight is a copy of costs no memory."""
+    model = mlp()
+    step = Pipeline.parse(recipe).passes[0]
+    change = step.apply(model, calibrated(model, points()))
+    stored = values(model)
+    assert set(change.latents) == {"w1_quantized", "b1_quantized", "w2_quantized", "b2_quantized"}
+    for name, floats in change.latents.items():
+        scale = stored[name.replace("_quantized", "_scale")]
+        assert (np.abs(stored[name] * scale - floats.numpy()) <= scale * 0.501).all()
+    original = mlp()
+    change = step.apply(original.clone(), calibrated(original, points()))
+    assert change.latents["w1_quantized"] is original.graph.initializers["w1"].const_value
+
+
+def test_the_pipeline_hands_the_floats_on_and_keeps_none() -> None:
+    model = mlp()
+    recipe = f"quantize-int8{{granularity='tensor'}},{FINETUNE % 'lr=1e-12 epochs=1'}"
+    found = Pipeline.parse(recipe).run(model, calibrated(model, points()))
+    assert not any(change.latents for change in found.changes)
+    assert np.array_equal(
+        values(found.model)["w1_quantized"],
+        values(quantized(mlp(), points(), recipe.split(",f")[0]))["w1_quantized"],
+    )
+
+
+def test_weights_that_one_step_for_all_rounds_to_zero_are_trained() -> None:
+    """Zero codes would count as pruned (see `zeros`), and the small weights behind them differ in nothing."""
+    model = mlp()
+    w1 = values(model)["w1"] * 0.01
+    w1[:, 0] = 40
+    model.graph.initializers["w1"].const_value = ir.tensor(w1, name="w1")
+    recipe = "quantize-int8{granularity='tensor'}"
+    before = values(quantized(model, points(), recipe))["w1_quantized"]
+    assert (before[:, 1:] == 0).all()
+    run = Pipeline.parse(f"{recipe},{FINETUNE % 'lr=0.05 epochs=5'}")
+    found = run.run(model, calibrated(model, points()))
+    assert (values(found.model)["w1_quantized"][:, 1:] != 0).any()
+    assert "weights kept at zero" not in found.changes[-1].figures
