@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from compressor.exporting import Exported, export
     from compressor.gate import Limits, raise_for_limits
     from compressor.inspection import inspect
+    from compressor.layer_sensitivity import Sensitivity, sensitivity
     from compressor.model_io import load, save
     from compressor.pipeline import Change, Context, Pass, Pipeline, Run
     from compressor.proof import Target
@@ -46,6 +47,7 @@ _HOME = {
     "Result": "compressing",
     "Run": "pipeline",
     "Samples": "data",
+    "Sensitivity": "layer_sensitivity",
     "Session": "runtime",
     "Target": "proof",
     "bench": "evaluation",
@@ -61,6 +63,7 @@ _HOME = {
     "raise_for_limits": "gate",
     "save": "model_io",
     "schedule": "schedule_drawing",
+    "sensitivity": "layer_sensitivity",
 }
 
 __all__ = [
@@ -80,6 +83,7 @@ __all__ = [
     "Result",
     "Run",
     "Samples",
+    "Sensitivity",
     "Session",
     "Target",
     "bench",
@@ -95,6 +99,7 @@ __all__ = [
     "raise_for_limits",
     "save",
     "schedule",
+    "sensitivity",
 ]
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from itertools import pairwise
+from math import isfinite
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -135,18 +136,21 @@ def _slope(a: tuple[float, float], b: tuple[float, float]) -> float:
     return (b[1] - a[1]) / (b[0] - a[0])
 
 
-def curves(path: str) -> dict[str, Curve]:
-    """Layer -> curve, from a file that `compress sensitivity` wrote.
+def curves(path: str, kind: Literal["sparsity", "channels"] = "sparsity") -> dict[str, Curve]:
+    """Layer -> curve over zeros or over channels cut, from a file that `compress sensitivity` wrote.
+
+    A level whose drop is null, which stands for infinite, is left out: no layer is to go there.
 
     Raises:
-        OptionError: there is no such file, or it holds none.
+        OptionError: there is no such file, it holds no curve, or one with a level outside 0 to 1 or a drop that is
+            not finite.
     """
     try:
-        layers = json.loads(Path(path).read_text())["layers"]
+        layers = json.loads(Path(path).read_text(encoding="utf-8"))["layers"]
         found: dict[str, Curve] = {
-            name: {float(at): float(drop) for at, drop in layer["sparsity"].items()}
+            name: {float(at): float(drop) for at, drop in layer[kind].items() if drop is not None}
             for name, layer in layers.items()
-            if "sparsity" in layer
+            if kind in layer
         }
     except FileNotFoundError:
         raise OptionError(
@@ -156,6 +160,14 @@ def curves(path: str) -> dict[str, Curve]:
         raise OptionError(
             f"sensitivity: {path!r} is not what `compress sensitivity` writes ({type(error).__name__}: {error})."
         ) from None
-    if not found:
-        raise OptionError(f"sensitivity: {path!r} has no curve over sparsity for any layer.")
-    return found
+    for name, curve in found.items():
+        for at, drop in curve.items():
+            if not (0 <= at < 1 and isfinite(drop)):
+                raise OptionError(
+                    f"sensitivity: in {path!r}, layer {name!r} has the drop {drop} at {kind} {at}; levels are "
+                    "from 0 to below 1, and drops finite."
+                )
+    measured = {name: curve for name, curve in found.items() if any(curve)}
+    if not measured:
+        raise OptionError(f"sensitivity: {path!r} has no curve over {kind} for any layer.")
+    return measured

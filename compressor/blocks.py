@@ -103,7 +103,7 @@ def influence(
     """How much each block turns what flows through it: 1 - mean cosine of x and x + f(x), in [0, 2].
 
     The cosine is that of the channels at a position (axis 1 of an image, else the last). Men et al. 2024, "ShortGPT",
-    arXiv:2403.03853, eq. 1. A block of little influence is one that is little missed.
+    arXiv:2403.03853, eq. 1. A block of little influence is one that is little missed. NaN where values are not finite.
     """
     found = list(found)
     sums, counts = dict.fromkeys(found, 0.0), dict.fromkeys(found, 0)
@@ -117,12 +117,13 @@ def influence(
 
 
 def _cosines(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """The cosine at every position; 1 where both are zero, 0 where one is."""
+    """The cosine at every position; 1 where both are zero, 0 where one is, NaN where something is not finite."""
     axis = 1 if before.ndim > 3 else -1
     a, b = before.astype(np.float64), after.astype(np.float64)
-    lengths = np.sqrt((a * a).sum(axis) * (b * b).sum(axis))
-    products = (a * b).sum(axis)
-    alike = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
+    with np.errstate(invalid="ignore"):
+        lengths = np.sqrt((a * a).sum(axis) * (b * b).sum(axis))
+        products = (a * b).sum(axis)
+        alike = np.divide(products, lengths, out=np.zeros_like(products), where=lengths != 0)
     alike[((a == 0).all(axis)) & ((b == 0).all(axis))] = 1
     return np.asarray(alike)
 

@@ -314,6 +314,54 @@ def crossval(model: Path, pipeline: str, train: str, folds: int, **options: Any)
 
 
 @main.command()
+@click.argument("model", type=_path)
+@click.option("--data", required=True, metavar="DATA", help="Evaluation samples; a few hundred are a start.")
+@click.option(
+    "--kind",
+    "kinds",
+    multiple=True,
+    type=click.Choice(["sparsity", "channels", "bits"]),
+    help="What to try on each layer; may be repeated; default: all.",
+)
+@click.option("--include", multiple=True, metavar="GLOB", help="Only layers with such a node or weight name.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="No layers with such a node or weight name.")
+@_metric
+@click.option("--provider", metavar="NAME", default="cpu", show_default=True, help="Where it is scored.")
+@click.option(
+    "-o", "--output", type=_path, metavar="FILE.json", help="Write what passes take as sensitivity=FILE."
+)
+@click.option("--plot", type=_path, metavar="FILE", help="Draw it; .png or .svg.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_seed
+@_refusing
+def sensitivity(model: Path, data: str, output: Path | None, plot: Path | None, **options: Any) -> None:
+    """Compress one layer at a time and show how much the score drops: by zeros, by channels cut, by bits."""
+    from compressor import console, sensitivity_plot
+    from compressor.layer_sensitivity import check_folder
+    from compressor.layer_sensitivity import sensitivity as measure
+
+    if plot is not None:
+        sensitivity_plot.check_plot(plot)
+    if output is not None:
+        check_folder(output)
+    with console.Screen(options["as_json"]) as screen:
+        found = measure(
+            model,
+            data,
+            **({"kinds": options["kinds"]} if options["kinds"] else {}),
+            include=options["include"],
+            exclude=options["exclude"],
+            target=_target(options),
+            progress=screen.progress,
+        )
+    if output is not None:
+        found.save(output)
+    if plot is not None:
+        sensitivity_plot.plot(found, plot)
+    console.print_sensitivity(found, options["as_json"])
+
+
+@main.command()
 @click.argument("candidate", type=_path)
 @click.option("--reference", type=_path, required=True, help="The model to compare with.")
 @click.option("--data", metavar="DATA", help="Evaluation samples.")

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from compressor.exporting import Exported
     from compressor.inspection import Inspection
     from compressor.latency import Latency
+    from compressor.layer_sensitivity import Sensitivity
     from compressor.left_out import Scores
     from compressor.pages import Page
     from compressor.schedule_drawing import Curve
@@ -185,6 +186,31 @@ def print_crossval(found: CrossValidation, as_json: bool) -> None:
         for change in fold.changes:
             for left, reason in change.declined.items():
                 out.print(f"left alone in fold {number}: {escape(left)}: {escape(reason)}")
+
+
+def print_sensitivity(found: Sensitivity, as_json: bool) -> None:
+    """A table per kind with a row per layer and a column per level, and the drop of the score in each."""
+    if as_json:
+        print(found.to_json())
+        return
+    out = _console()
+    score = "" if found.score is None else f" (now {found.score.value:.4f})"
+    title = f"Drop of {escape(found.metric)}{score} on {found.samples} samples, one layer at a time"
+    out.print(f"[bold]{title}[/bold]")
+    headings = {"sparsity": "{:.0%} zeros", "channels": "{:.1%} cut", "bits": "{:g} bit"}
+    for kind in found.kinds():
+        levels = found.levels(kind)
+        table = Table("layer", *(headings[kind].format(level) for level in levels))
+        for name, kinds in found.layers.items():
+            if kind in kinds:
+                cells = [kinds[kind].get(level) for level in levels]
+                table.add_row(escape(name), *("" if c is None else f"{c.value:+.4f}" for c in cells))
+        out.print(table)
+    curves = [curve for kinds in found.layers.values() for curve in kinds.values()]
+    widest = max((drop.high - drop.low for curve in curves for drop in curve.values()), default=0.0)
+    out.print(f"95 % intervals are in the JSON; the widest spans {widest:.4f}.")
+    for name, reason in found.declined.items():
+        out.print(f"not tried: {escape(name)}: {escape(reason)}")
 
 
 def print_inspection(found: Inspection, as_json: bool) -> None:

@@ -142,9 +142,20 @@ def crossval(
     )
 
 
+def _learns(p: Pass) -> bool:
+    """True for a pass that takes something from samples, by its nature or with these options."""
+    if {"train", "calibration"} & set(p.needs):
+        return True
+    try:
+        p.check(Context())
+    except DataError:
+        return True
+    return False
+
+
 def _checked(original: ir.Model, steps: Pipeline, train: DataLike, where: Target) -> Samples:
     """The samples, once it is sure that there is something to validate, and that it can be scored."""
-    if not any({"train", "calibration"} & set(p.needs) for p in steps):
+    if not any(_learns(p) for p in steps):
         raise OptionError(
             f"crossval: no pass of {', '.join(p.name for p in steps)} trains or calibrates, so there is nothing to "
             "validate by folds. Add one, as in -p finetune, or use compress and --data."

@@ -160,6 +160,10 @@ class Pass(BaseModel, ABC):
         """This pass with every 'auto' option decided for the machine and provider of the context."""
         return self
 
+    def check(self, context: Context) -> None:
+        """Raise when the options ask for what the context or the machine lacks. Run before any pass."""
+        return
+
     @abstractmethod
     def apply(self, model: ir.Model, context: Context) -> Change:
         """Transform `model` in place (it is a private clone) and say what was done."""
@@ -170,9 +174,9 @@ class Pass(BaseModel, ABC):
         return False
 
     @property
-    def packs(self) -> bool:
-        """True when weights that are mostly zeros are to be stored without them, after the last pass."""
-        return False
+    def packs(self) -> bool | None:
+        """Whether weights that are mostly zeros are stored without them after the last pass; None: as they came."""
+        return None
 
     def __str__(self) -> str:
         """The pass in the text form, every option written."""
@@ -256,6 +260,7 @@ class Pipeline:
                     raise DataError(
                         f"{p.name} needs {need} samples. Give {flags[need]} FILE.npz, or {need}=... in Python."
                     )
+            p.check(context)
 
     def run(self, model: ir.Model, context: Context) -> Compressed:
         """Apply the passes in order to a clone of `model`, which stays as it was."""
@@ -276,7 +281,8 @@ class Pipeline:
             context = replace(context, latents=latents, gradual=(*waiting, *change.gradual))
             changes.append(replace(change, latents={}, gradual=()))
             done.append(p)
-        if unpacked or any(p.packs for p in done):
+        asked = [p.packs for p in done if p.packs is not None]
+        if asked[-1] if asked else unpacked:
             changes.append(_timed("sparse storage", partial(_store, work, context)))
         return Compressed(work, Pipeline(*done), tuple(changes))
 

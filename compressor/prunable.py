@@ -51,6 +51,18 @@ class Weight:
         """The weight as [rows, positions, run]."""
         return self.layout.view(self.array)
 
+    @property
+    def shared(self) -> bool:
+        """Whether it is read by more than `uses`: by a layer that sees it in another way, or by another operator."""
+        own, todo = {use.node for use in self.uses}, [self.value]
+        while todo:
+            for use in todo.pop().uses():
+                if use.node.op_type in _MOVES:
+                    todo += use.node.outputs
+                elif use.node not in own:
+                    return True
+        return False
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -117,9 +129,15 @@ def weights(model: ir.Model) -> tuple[dict[str, Weight], dict[str, str]]:
                 if reason := _reason(node, origin):
                     declined[name] = reason
                 continue
-            layout = _layout(Use(node, index), origin, axes)
-            if origin.dtype in FLOATS and layout is not None:
-                found[name] = _joined(found.get(name), Weight(origin, layout, (Use(node, index),)))
+            layout, known = _layout(Use(node, index), origin, axes), found.get(name)
+            if origin.dtype not in FLOATS:
+                continue
+            if known is not None and known.value is not origin:
+                declined[str(node.name)] = f"its weight has the name of another one, {name!r}: rename it"
+            elif layout is not None:
+                found[name] = _joined(known, Weight(origin, layout, (Use(node, index),)))
+            elif node.op_type != "Gather" and known is None:
+                declined[name] = f"{node.op_type} does not read it as a matrix"
     return found, declined
 
 

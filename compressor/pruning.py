@@ -31,7 +31,7 @@ class Outcome:
         taken: weight -> how many were set to zero; those that had enough zeros are missing.
         errors: weight -> (what taking weights out changed of its layer's output, the same if the others had kept
             their values), for those that were solved.
-        alone: weights that were to be solved, but whose inputs cannot be watched.
+        alone: weights whose magnitude decided, as what they multiply cannot be watched, or others read them too.
     """
 
     zeros: dict[str, float] = field(default_factory=dict)
@@ -40,15 +40,20 @@ class Outcome:
     alone: list[str] = field(default_factory=list)
 
     def put(self, name: str, weight: Weight, view: np.ndarray) -> None:
-        """Store the pruned weight, and count; one that loses nothing stays untouched."""
+        """Store the pruned weight, and count; one that loses nothing keeps its values.
+
+        -0.0, which a mask that is multiplied with leaves behind, becomes 0.0: the same number, and stored sparsely.
+        """
         old = weight.array
         taken = int(np.count_nonzero(old)) - int(np.count_nonzero(view))
+        if taken > 0:
+            self.taken[name] = taken
+        else:
+            view = weight.view
         self.zeros[name] = float(1 - np.count_nonzero(view) / old.size)
-        if taken <= 0:
-            self.zeros[name] = float(1 - np.count_nonzero(old) / old.size)
+        if taken <= 0 and not np.signbit(old[old == 0]).any():
             return
-        self.taken[name] = taken
-        array = weight.layout.restored(view, old.shape).astype(old.dtype)
+        array = weight.layout.restored(np.where(view == 0, 0, view), old.shape).astype(old.dtype)
         weight.value.const_value = ir.tensor(array, dtype=weight.value.dtype, name=weight.value.name)
 
     def sated(self) -> dict[str, float]:
@@ -97,7 +102,7 @@ def reconstruct(
     """Prune layer after layer in graph order, each solved to give, on what the model pruned so far hands to it, the
     output that it had in the original.
 
-    A weight whose inputs cannot be watched loses its smallest, and is not solved.
+    A weight whose inputs cannot be watched, or that others read in another way, loses its smallest, and is not solved.
     """
     samples, outcome = context.calibration, Outcome()
     if samples is None:
@@ -105,7 +110,7 @@ def reconstruct(
     before = model.clone()
     for done, group in _stages(model, weights):
         context.progress("solving layers", done, len(weights))
-        uses = {name: watched_uses(model, weights[name]) for name in group}
+        uses = {name: _solvable(model, weights[name]) for name in group}
         read = [node for nodes in uses.values() for node in nodes]
         found = grams(model, read, samples, context.threads, before)
         for name in group:
@@ -126,10 +131,15 @@ def _stages(model: ir.Model, weights: Mapping[str, Weight]) -> Iterator[tuple[in
     """The weights in order, those together that read the same values; and how many went before."""
 
     def reads(name: str) -> list[ir.Value | None]:
-        return [source(node) for node in watched_uses(model, weights[name])]
+        return [source(node) for node in _solvable(model, weights[name])]
 
     done = 0
     for _, group in groupby(weights, reads):
         names = list(group)
         yield done, names
         done += len(names)
+
+
+def _solvable(model: ir.Model, weight: Weight) -> list[ir.Node]:
+    """The layers for whose outputs a weight can be solved; none when something else would be changed by that."""
+    return [] if weight.shared else watched_uses(model, weight)

@@ -116,8 +116,24 @@ def _node_macs(node: ir.Node) -> int | None:
         return None
     if kind in _CONVOLUTIONS:
         return _product(made[1:]) * _product(weight[1:])
+    if kind == "Gemm":
+        made = [made[0], *_merged(node.inputs[0]), *made[1:]]
     inner = weight[-1] if attribute(node, "transB", 0) else weight[-2] if len(weight) > 1 else weight[0]
     return _product(made[1:] if len(made) > 1 else made) * inner
+
+
+def _merged(value: ir.Value | None) -> list[int]:
+    """The axes that a Reshape before a matrix product has merged with the batch: [N, T, K] read as [N * T, K]."""
+    while value is not None and (node := value.producer()) is not None:
+        before = node.inputs[0]
+        extents = _extents(before)
+        if node.op_type in ("Reshape", "Flatten") and extents is not None and len(extents) > 2:
+            after = _extents(value)
+            return extents[1:-1] if after is not None and after[-1] == extents[-1] else []
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            break
+        value = before
+    return []
 
 
 def _extents(value: ir.Value | None) -> list[int] | None:

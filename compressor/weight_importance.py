@@ -53,6 +53,19 @@ def wanda_scores(
     return found
 
 
+def unwatched(model: ir.Model, weights: Mapping[str, Weight]) -> list[str]:
+    """The weights of which nothing is known but their magnitude: no value of the graph holds what they multiply."""
+    return [name for name, weight in weights.items() if not watched_uses(model, weight)]
+
+
+def require_torch() -> None:
+    """Refuse to take gradients without torch."""
+    if find_spec("torch") is None:
+        raise OptionError(
+            "importance='taylor' needs torch, which is not installed: pip install onnx-compressor[train]"
+        )
+
+
 def taylor_scores(
     model: ir.Model, weights: Mapping[str, Weight], samples: Samples, context: Context
 ) -> dict[str, np.ndarray]:
@@ -62,10 +75,7 @@ def taylor_scores(
     Raises:
         OptionError: torch, which takes the gradients, is not installed.
     """
-    if find_spec("torch") is None:
-        raise OptionError(
-            "importance='taylor' needs torch, which is not installed: pip install onnx-compressor[train]"
-        )
+    require_torch()
     from compressor.training.saliency import saliency
 
     found = saliency(model, samples, list(weights), context)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 import numpy as np
@@ -10,7 +11,7 @@ import onnx_ir as ir
 from pydantic import Field
 
 from compressor.blocks import Block, Unit, blocks, influence, leave_out, unequal
-from compressor.errors import DataError
+from compressor.errors import DataError, ModelError
 from compressor.graph import matches
 from compressor.measurement import outputs_on
 from compressor.pipeline import Change, Context, Pass
@@ -92,6 +93,12 @@ class PruneLayers(Pass):
             costs = influence(model, chosen, samples, context.threads)
         else:
             costs = output_errors(model, chosen, self.unit, samples, context.threads)
+        for block, cost in costs.items():
+            if not isfinite(cost):
+                raise ModelError(
+                    f"{self.name}: what flows round block {block.name!r} becomes NaN or infinite on the samples; mend "
+                    "them or the model."
+                )
         return min(costs.items(), key=lambda item: item[1])
 
     def _may_go(self, block: Block) -> bool:
@@ -111,8 +118,9 @@ def output_errors(
         trial = model.clone()
         leave_out(trial, next(twin for twin in blocks(trial, unit)[0] if twin.name == block.name))
         after = outputs_on(trial, samples, Setup(threads=threads))
-        lost = sum(
-            float(np.square(a.astype(np.float64) - b).sum()) for a, b in zip(before, after, strict=True)
-        )
+        with np.errstate(invalid="ignore"):
+            lost = sum(
+                float(np.square(a.astype(np.float64) - b).sum()) for a, b in zip(before, after, strict=True)
+            )
         costs[block] = lost / scale if scale else lost
     return costs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, Self, final
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self, final
 
 import numpy as np
 import onnx_ir as ir
@@ -16,7 +16,10 @@ from compressor.pipeline import Change, Context, Pass
 from compressor.prunable import Selection, Weight, select
 from compressor.pruning import Scores, cut, reconstruct
 from compressor.sparsity import Gradual, Importance, Schedule, Scope
-from compressor.weight_importance import magnitude, taylor_scores, wanda_scores
+from compressor.weight_importance import magnitude, require_torch, taylor_scores, unwatched, wanda_scores
+
+if TYPE_CHECKING:
+    from compressor.data import Samples
 
 _NO_SAMPLES = (
     "prune-magnitude: {} needs calibration samples. Give --calibration FILE.npz, or calibration=FILE."
@@ -118,8 +121,20 @@ class PruneMagnitude(Pass):
         pattern = Pattern.parse(self.pattern, self.block)
         return self.model_copy(update={"sparsity": pattern.limit if pattern.of else 0.5})
 
+    def check(self, context: Context) -> None:
+        """Refuse when samples, torch or the file of curves are missing."""
+        if self.reconstruct == "obs":
+            self._samples(context, "reconstruct")
+        if self.importance in ("wanda", "taylor"):
+            self._samples(context, "importance")
+        if self.importance == "taylor":
+            require_torch()
+        if self.sensitivity:
+            curves(self.sensitivity)
+
     def apply(self, model: ir.Model, context: Context) -> Change:
         """Prune, or say in the Change what the next training is to prune."""
+        self.check(context)
         this, pattern = self.resolved(context), Pattern.parse(self.pattern, self.block)
         chosen, declined = select(model, Selection(self.include, self.exclude, self.min_elements, pattern))
         if not this.sparsity:
@@ -130,6 +145,8 @@ class PruneMagnitude(Pass):
         targets = this._targets(chosen, scores, pattern)
         declined |= {name: this._spared(name, targets) for name in chosen if not targets.get(name)}
         active = {name: weight for name, weight in chosen.items() if name not in declined}
+        if not active:
+            return Change(declined={"model": this._spare(), **declined})
         if this.defers:
             return Change(
                 (), declined, {"weights": len(active)}, gradual=(this._later(active, targets, pattern),)
@@ -137,10 +154,16 @@ class PruneMagnitude(Pass):
         if this.reconstruct == "obs":
             outcome = reconstruct(model, active, targets, pattern, context)
         else:
-            outcome = cut(active, targets, scores, pattern, by_row=this.importance == "wanda")
-        enough = {name: f"{share:.1%} of it is zero already" for name, share in outcome.sated().items()}
+            by_row = this.importance == "wanda"
+            outcome = cut(active, targets, scores, pattern, by_row)
+            outcome.alone += unwatched(model, active) if by_row else []
+        enough = {
+            name: f"{share:.1%} of it is zero already" if share else this._spare()
+            for name, share in outcome.sated().items()
+        }
         if not outcome.taken:
-            enough["model"] = "it has that many zeros already"
+            some = any(outcome.zeros.values())
+            enough["model"] = "it has that many zeros already" if some else this._spare()
         figures = outcome.figures(chosen)
         if abs(float(figures["sparsity"]) - float(this.sparsity)) > _NEAR:
             figures["sparsity wanted"] = f"{this.sparsity:g}; {this._limit()}"
@@ -148,24 +171,31 @@ class PruneMagnitude(Pass):
 
     def _scores(self, model: ir.Model, chosen: Mapping[str, Weight], context: Context) -> Scores:
         """What decides, by name of a weight."""
-        if self.reconstruct == "obs" and context.calibration is None:
-            raise DataError(_NO_SAMPLES.format("reconstruct='obs'"))
         if self.importance in ("magnitude", "movement"):
             return lambda name: magnitude(chosen[name].view)
-        samples = context.calibration
-        if self.importance == "taylor":
-            samples = context.train if context.train is not None else samples
-        if samples is None:
-            raise DataError(_NO_SAMPLES.format(f"importance={self.importance!r}"))
+        samples = self._samples(context, "importance")
         if self.importance == "taylor":
             return taylor_scores(model, chosen, samples, context).__getitem__
         return wanda_scores(model, chosen, samples, context.threads).__getitem__
+
+    def _samples(self, context: Context, option: Literal["importance", "reconstruct"]) -> Samples:
+        """What an option measures on: gradients on the training samples where there are any."""
+        gradients = option == "importance" and self.importance == "taylor"
+        samples = context.train if gradients and context.train is not None else context.calibration
+        if samples is None:
+            raise DataError(_NO_SAMPLES.format(f"{option}={getattr(self, option)!r}"))
+        return samples
 
     def _targets(self, chosen: Mapping[str, Weight], scores: Scores, pattern: Pattern) -> dict[str, float]:
         """The sparsity of each weight; missing or 0 for those that are spared."""
         total = float(self.sparsity)
         if self.sensitivity:
             known = {name: curve for name, curve in curves(self.sensitivity).items() if name in chosen}
+            if not known:
+                raise OptionError(
+                    f"sensitivity: {self.sensitivity!r} has no curve for any weight to be pruned here: it is of "
+                    "another model, or of other layers. `compress sensitivity` writes one for this model."
+                )
             return cheapest(known, {name: chosen[name].array.size for name in known}, total)
         if self.scope == "layer" or pattern.of:
             return dict.fromkeys(chosen, total)
@@ -181,6 +211,11 @@ class PruneMagnitude(Pass):
         if name in targets:
             return f"too sensitive, by {self.sensitivity}"
         return f"{self.sensitivity} has no curve for it"
+
+    def _spare(self) -> str:
+        """Why nothing goes that was not zero before."""
+        unit = "block" if self.pattern == "block" else "weight"
+        return f"its share of what is to go is less than one {unit}, or all that it has"
 
     def _limit(self) -> str:
         """Why the total can be missed."""

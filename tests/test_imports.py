@@ -20,6 +20,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "torch": ("torch_graph/", "training/", "exporting/"),
     "pytorch_lightning": ("training/",),
     "kornia": ("training/",),
+    "matplotlib": ("sensitivity_plot.py",),
     "passes": (),
 }
 """Package -> the files and folders of the engine that may import it."""

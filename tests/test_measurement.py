@@ -13,7 +13,10 @@ from compressor.data import open_samples, synthetic
 from compressor.gate import Limits, judge
 from compressor.latency import Latency, Protocol, Ratio, Timing
 from compressor.measurement import latencies, outputs_on, size_of
+from compressor.prepare import infer_shapes
 from compressor.runtime import Setup
+from compressor.summary import summarize
+from tests.conftest import build, drawn
 
 SAMPLES = Path(__file__).resolve().parent.parent / "sample_models"
 
@@ -162,3 +165,15 @@ def test_what_is_no_model_is_said() -> None:
         compressor.compress(b"model")  # type: ignore[arg-type]
     with pytest.raises(compressor.OptionError, match="bench needs a list of models"):
         compressor.bench("model.onnx")
+
+
+def test_a_matrix_product_behind_a_reshape_counts_every_row() -> None:
+    """Gemm has two axes only: [N, 5, 4] is read as [N * 5, 4], also as int8 behind QuantizeLinear and back."""
+    header = '<ir_version: 8, opset_import: ["" : 17]> g (float[N, 5, 4] x) => (float[M, 3] y) '
+    plain = "{ r = Reshape(x, s) y = Gemm(r, w) }"
+    coded = "{ r = Reshape(x, s) q = QuantizeLinear(r, a) d = DequantizeLinear(q, a) y = Gemm(d, w) }"
+    weights = {"s": np.array([-1, 4]), "w": drawn(4, 3)}
+    for text, scale in ((plain, {}), (coded, {"a": np.array(0.1, np.float32)})):
+        model = ir.from_proto(build(header + text, **weights, **scale))
+        infer_shapes(model)
+        assert summarize(model).macs == 5 * 4 * 3

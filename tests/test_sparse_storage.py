@@ -151,10 +151,10 @@ class Keeps(Pass):
     """Changes nothing, and asks for sparse storage or not."""
 
     name = "keeps"
-    pack: bool = True
+    pack: bool | None = True
 
     @property
-    def packs(self) -> bool:
+    def packs(self) -> bool | None:
         return self.pack
 
     def apply(self, model: ir.Model, context: Context) -> Change:
@@ -171,9 +171,17 @@ def test_a_pipeline_stores_at_its_end_raising_the_operator_set() -> None:
 
 def test_a_stored_model_is_unpacked_for_the_passes_and_stored_again() -> None:
     stored = Pipeline(Keeps()).run(product(sparse(80, 80)), Context()).model
-    made = Pipeline(Keeps(pack=False)).run(stored, Context())
+    made = Pipeline(Keeps(pack=None)).run(stored, Context())
     assert made.changes[-1].touched == ("w",)
     assert size(made.model) == size(stored)
+
+
+def test_a_pass_can_ask_for_dense_storage_again() -> None:
+    dense = product(sparse(80, 80))
+    stored = Pipeline(Keeps()).run(dense, Context()).model
+    made = Pipeline(Keeps(pack=False)).run(stored, Context()).model
+    assert [node.op_type for node in made.graph] == ["MatMul"]
+    assert size(made) > size(stored)
 
 
 def test_a_pipeline_says_when_nothing_was_worth_it() -> None:

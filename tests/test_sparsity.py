@@ -61,7 +61,7 @@ def test_equal_scores_go_in_order_so_that_the_count_is_exact() -> None:
 def test_by_row_each_row_gives_its_share(sparsity: float) -> None:
     gone = (~keeps(scores(7, 2, 10), sparsity, Pattern(), by_row=True)).sum(axis=(1, 2))
     assert abs(gone - sparsity * 20).max() <= 1
-    assert gone.sum() == round(sparsity * 140)
+    assert abs(gone.sum() - sparsity * 140) <= 0.5 + 1e-9  # a half is rounded either way
 
 
 @pytest.mark.parametrize(("text", "keep", "of"), [("2:4", 2, 4), ("1:4", 1, 4), ("1:3", 1, 3), ("5:8", 5, 8)])
@@ -180,6 +180,8 @@ def test_reads_the_curves_of_a_sensitivity_file(tmp_path: Path) -> None:
     path = tmp_path / "s.json"
     path.write_text(json.dumps({"layers": {"w": {"sparsity": {"0.5": 0.1}}, "v": {"int8": 0.0}}}))
     assert curves(str(path)) == {"w": {0.5: 0.1}}
+    path.write_text(json.dumps({"layers": {"w": {"sparsity": {"0.5": 0.1, "0.9": None}}}}))
+    assert curves(str(path)) == {"w": {0.5: 0.1}}
 
 
 @pytest.mark.parametrize(
@@ -188,6 +190,10 @@ def test_reads_the_curves_of_a_sensitivity_file(tmp_path: Path) -> None:
         ("{", "is not what `compress sensitivity` writes"),
         ('{"layer": 1}', "is not what `compress sensitivity` writes"),
         ('{"layers": {"w": {"int8": 0.1}}}', "has no curve over sparsity"),
+        ('{"layers": {"w": {"sparsity": {}}}}', "has no curve over sparsity"),
+        ('{"layers": {"w": {"sparsity": {"0.5": null}}}}', "has no curve over sparsity"),
+        ('{"layers": {"w": {"sparsity": {"1.5": 0.1}}}}', "layer 'w' has the drop 0.1 at sparsity 1.5"),
+        ('{"layers": {"w": {"sparsity": {"0.5": NaN}}}}', "layer 'w' has the drop nan at sparsity 0.5"),
         (None, "there is no file"),
     ],
 )

@@ -20,8 +20,8 @@ class Mask(nn.Module):
         self.register_buffer("mask", mask)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The weight with its zeros."""
-        return weight * self.mask.to(weight.dtype)  # type: ignore[operator]
+        """The weight with its zeros; a product with the mask would make half of them -0.0."""
+        return torch.where(self.mask, weight, torch.zeros_like(weight))  # type: ignore[arg-type]
 
 
 def keep_zeros(module: nn.Module) -> dict[str, float]:

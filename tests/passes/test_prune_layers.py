@@ -7,7 +7,7 @@ import pytest
 
 from compressor import Context, OptionError, Pipeline, open_samples
 from compressor.blocks import blocks, influence, leave_out
-from compressor.errors import DataError
+from compressor.errors import DataError, ModelError
 from compressor.prepare import prepare
 from compressor.runtime import Session, Setup
 from passes.prune_layers import PruneLayers
@@ -185,3 +185,15 @@ def test_needs_samples_and_a_ratio_below_one() -> None:
         Pipeline(PruneLayers()).run(residual(), Context())
     with pytest.raises(OptionError, match="'ratio' must be less than 1"):
         PruneLayers(ratio=1.0)
+
+
+@pytest.mark.parametrize("importance", ["influence", "output"])
+def test_refuses_a_stream_that_is_not_finite_by_the_name_of_the_block(importance: str) -> None:
+    text = BRANCHES.replace("] x)", "] x0)").replace("a1 =", "x = Div(x0, none) a1 =")
+    weights = {f"w{n}": drawn(6, 6, seed=n) for n in (1, 2, 3)}
+    model = ir.from_proto(build(text, none=np.zeros((), np.float32), **weights))
+    samples = open_samples({"x0": drawn(3, 6)}, model, "calibration")
+    with pytest.raises(
+        ModelError, match=r"what flows round block '.*' becomes NaN or infinite on the samples"
+    ):
+        Pipeline(PruneLayers(unit="branch", importance=importance)).run(model, Context(calibration=samples))

@@ -17,6 +17,7 @@ from compressor.masks import Pattern
 from compressor.pipeline import Change
 from compressor.prunable import weights
 from compressor.runtime import Session, Setup, to_bytes
+from passes.optimize import Optimize
 from passes.prune_magnitude import PruneMagnitude
 from tests.conftest import build, drawn
 
@@ -231,6 +232,40 @@ def test_a_total_beyond_the_curves_says_what_was_reached_and_why(cnn: ir.Model, 
     assert change.figures["sparsity wanted"] == "0.9; no layer goes beyond what was measured for it"
 
 
+def test_a_file_of_curves_of_another_model_is_refused(cnn: ir.Model, tmp_path: Path) -> None:
+    path = tmp_path / "s.json"
+    path.write_text(json.dumps({"layers": {"other": {"sparsity": {"0.5": 0.1}}}}))
+    with pytest.raises(
+        OptionError, match="has no curve for any weight to be pruned here: it is of another model"
+    ):
+        pruned(cnn, sensitivity=str(path))
+
+
+@pytest.mark.parametrize(
+    "extra", [{"scope": "global"}, {"scope": "layer"}, {"pattern": "block", "block": (99, 99)}]
+)
+def test_less_than_one_weight_is_nothing_and_says_so(cnn: ir.Model, extra: dict[str, Any]) -> None:
+    model, change = pruned(cnn, sparsity=1e-6, **extra)
+    unit = "block" if "block" in extra else "weight"
+    assert (
+        change.declined["model"] == f"its share of what is to go is less than one {unit}, or all that it has"
+    )
+    assert sparsity(arrays(model)) == 0
+
+
+def test_negative_zeros_of_a_mask_become_zeros_that_can_be_stored() -> None:
+    weight = scaled(64, 64)
+    weight[np.abs(weight) < np.quantile(np.abs(weight), 0.9)] *= 0
+    assert np.signbit(weight[weight == 0]).any()
+    model = made("(float[N,64] x) => (float[N,64] y)", "y=MatMul(x,w)", w=weight)
+    result = Pipeline(PruneMagnitude(sparsity=0.5)).run(model, Context()).model
+    assert len(to_bytes(result)) < weight.nbytes / 2
+    result, change = pruned(model, sparsity=0.5)
+    assert change.touched == ()
+    assert np.array_equal(arrays(result)["w"], weight)
+    assert not np.signbit(arrays(result)["w"][weight == 0]).any()
+
+
 def test_even_nearly_everything_leaves_each_layer_a_weight(cnn: ir.Model) -> None:
     for scope in ("global", "layer"):
         model, _ = pruned(cnn, sparsity=0.9999, scope=scope)
@@ -244,6 +279,35 @@ def test_a_tied_weight_is_pruned_once_and_stays_tied() -> None:
     assert change.touched == ("w",)
     assert change.figures["set to zero"] == 96
     assert [node.op_type for node in result.graph] == ["MatMul", "Transpose", "Relu", "MatMul"]
+
+
+def test_a_weight_that_others_read_in_another_way_is_not_solved_for_one_of_them() -> None:
+    body = "a=MatMul(x,w) t=Transpose<perm=[1,0]>(w) r=Relu(a) y=MatMul(r,t)"
+    model = made("(float[N,8] x) => (float[N,8] y)", body, w=scaled(8, 24))
+    result, change = pruned(model, data(model), sparsity=0.5, reconstruct="obs")
+    new, old = arrays(result)["w"], arrays(model)["w"]
+    assert change.figures["by magnitude alone"] == "w"
+    assert np.array_equal(new, np.where(new == 0, 0, old))
+
+
+def test_of_two_weights_of_one_name_the_second_is_declined() -> None:
+    text = (
+        HEAD
+        + """(bool c, float[N,8] x) => (float[N,8] y) { y = If (c) <
+        then_branch = t () => (float[N,8] p) { [one] p = MatMul(x, w) },
+        else_branch = e () => (float[N,8] q) { [two] q = MatMul(x, w) } > }"""
+    )
+    proto = build(text)
+    for seed, body in enumerate(proto.graph.node[0].attribute):
+        body.g.initializer.append(onnx.numpy_helper.from_array(scaled(8, 8, seed=seed), "w"))
+    _, change = pruned(ir.from_proto(proto), sparsity=0.5)
+    assert change.touched == ("w",)
+    assert list(change.declined.values()) == ["its weight has the name of another one, 'w': rename it"]
+
+
+def test_what_is_no_matrix_is_declined_by_name() -> None:
+    model = made("(float[N,8] x) => (float[N] y)", "y=MatMul(x,w)", w=scaled(8))
+    assert declined(model) == {"model": "no weight to prune", "w": "MatMul does not read it as a matrix"}
 
 
 OTHER = {
@@ -292,7 +356,7 @@ def test_prunes_the_weights_of_every_operator(case: str, extra: dict[str, str]) 
     assert set(found) == set(held) - {"b"}
     assert sparsity(found) == pytest.approx(0.5, abs=0.01)
     alone = {"LSTM": "r", "a batch of matrices": "w"}.get(case)
-    if extra.get("reconstruct"):
+    if extra:
         assert change.figures.get("by magnitude alone") == alone
 
 
@@ -405,6 +469,24 @@ def test_refuses_options_that_are_out_of_range_or_do_not_go_together(
 def test_says_which_samples_it_lacks(cnn: ir.Model, option: str, value: str) -> None:
     with pytest.raises(DataError, match=f"prune-magnitude: {option}='{value}' needs calibration samples"):
         pruned(cnn, **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"importance": "wanda"}, "importance='wanda' needs calibration samples"),
+        ({"importance": "taylor"}, "importance='taylor' needs calibration samples"),
+        ({"reconstruct": "obs"}, "reconstruct='obs' needs calibration samples"),
+        ({"sensitivity": "nowhere.json"}, "there is no file 'nowhere.json'"),
+    ],
+)
+def test_what_it_lacks_is_said_before_an_earlier_pass_runs(options: dict[str, Any], said: str) -> None:
+    with pytest.raises((DataError, OptionError), match=said):
+        Pipeline(Optimize(), PruneMagnitude(**options)).check(Context())
+
+
+def test_gradients_are_taken_on_training_samples_where_there_are_any(cnn: ir.Model) -> None:
+    Pipeline(PruneMagnitude(importance="taylor")).check(Context(train=data(cnn)))
 
 
 def test_says_what_taylor_needs_installed(cnn: ir.Model, monkeypatch: pytest.MonkeyPatch) -> None:
