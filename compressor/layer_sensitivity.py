@@ -18,7 +18,7 @@ from compressor.model_io import load, write_text
 from compressor.pipeline import Progress, silent
 from compressor.prepare import prepare
 from compressor.proof import DataLike, ModelLike, Target, check_labels, opened, require_runs
-from compressor.prunable import Selection, select
+from compressor.pruning.prunable import Selection, select
 from compressor.runtime import Setup, short_name
 from compressor.statistics import Interval
 

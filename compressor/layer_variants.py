@@ -9,10 +9,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from compressor.channel_importance import combined, norm
 from compressor.channels import cut, find
-from compressor.masks import Pattern, keeps
-from compressor.prunable import Weight
+from compressor.pruning.channel_importance import combined, norm
+from compressor.pruning.masks import Pattern, keeps
+from compressor.pruning.prunable import Weight
 from compressor.weight_codes import encode
 
 Kind = Literal["sparsity", "channels", "bits"]

@@ -28,7 +28,7 @@ from compressor.language import read
 
 if TYPE_CHECKING:
     from compressor.data import Samples
-    from compressor.sparsity import Gradual
+    from compressor.pruning.sparsity import Gradual
 
 Progress = Callable[[str, int, int], None]
 """Called as (what is being done, units done, units in all; 0 in all when that is unknown)."""

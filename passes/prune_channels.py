@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self, final
 import onnx_ir as ir
 from pydantic import Field, PositiveInt, model_validator
 
-from compressor.allocation import curves
-from compressor.channel_importance import Importance, Normalization
-from compressor.channel_pruning import Plan, prune
-from compressor.channel_scores import FROM_SAMPLES
-from compressor.channel_selection import Heads, Wanted
-from compressor.channel_targets import Goal
 from compressor.errors import DataError
 from compressor.pipeline import Change, Context, Pass, Pipeline
+from compressor.pruning.allocation import curves
+from compressor.pruning.channel_importance import Importance, Normalization
+from compressor.pruning.channel_pruning import Plan, prune
+from compressor.pruning.channel_scores import FROM_SAMPLES
+from compressor.pruning.channel_selection import Heads, Wanted
+from compressor.pruning.channel_targets import Goal
 
 if TYPE_CHECKING:
     from compressor.data import Samples

@@ -10,12 +10,12 @@ import numpy as np
 import onnx_ir as ir
 from pydantic import Field
 
-from compressor.blocks import Block, Unit, blocks, influence, leave_out, unequal
 from compressor.errors import DataError, ModelError
 from compressor.graph import matches
 from compressor.measurement import outputs_on
 from compressor.pipeline import Change, Context, Pass
 from compressor.prepare import infer_shapes
+from compressor.pruning.blocks import Block, Unit, blocks, influence, leave_out, unequal
 from compressor.runtime import Setup
 
 if TYPE_CHECKING:

@@ -9,14 +9,20 @@ import numpy as np
 import onnx_ir as ir
 from pydantic import Field, model_validator
 
-from compressor.allocation import cheapest, curves, lamp, share_out
 from compressor.errors import DataError, OptionError
-from compressor.masks import Pattern, units
 from compressor.pipeline import Change, Context, Pass
-from compressor.prunable import Selection, Weight, select
-from compressor.pruning import Scores, cut, reconstruct
-from compressor.sparsity import Gradual, Importance, Schedule, Scope
-from compressor.weight_importance import magnitude, require_torch, taylor_scores, unwatched, wanda_scores
+from compressor.pruning.allocation import cheapest, curves, lamp, share_out
+from compressor.pruning.masks import Pattern, units
+from compressor.pruning.prunable import Selection, Weight, select
+from compressor.pruning.sparsity import Gradual, Importance, Schedule, Scope
+from compressor.pruning.weight_importance import (
+    magnitude,
+    require_torch,
+    taylor_scores,
+    unwatched,
+    wanda_scores,
+)
+from compressor.pruning.weights import Scores, cut, reconstruct
 
 if TYPE_CHECKING:
     from compressor.data import Samples

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from compressor.errors import OptionError
-from compressor.sparsity import Gradual
+from compressor.pruning.sparsity import Gradual
 from compressor.training.options import Training
 from compressor.training.prunable_weights import masked_weights, places
 from compressor.training.pruning_course import Course
@@ -140,7 +140,7 @@ def schedule(
 def cuts(plans: Sequence[Gradual], steps: int) -> list[int]:
     """The steps before which an iterative pruning cuts, in order, without the first and the last of the training.
 
-    >>> from compressor.masks import Pattern
+    >>> from compressor.pruning.masks import Pattern
     >>> cuts([Gradual({"w": 0.5}, {}, Pattern(), schedule="iterative", steps=2)], 30)
     [10, 20]
     """

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from compressor.sparsity import Gradual
+from compressor.pruning.sparsity import Gradual
 from compressor.torch_graph.writing import NAMES, TRANSPOSED
 from compressor.training.latent import LATENT
 from compressor.training.zeros import Mask, mask_of

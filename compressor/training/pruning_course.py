@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compressor.allocation import lamp, share_out
-from compressor.masks import keeps, units
-from compressor.sparsity import Gradual
+from compressor.pruning.allocation import lamp, share_out
+from compressor.pruning.masks import keeps, units
+from compressor.pruning.sparsity import Gradual
 from compressor.training.prunable_weights import Prunable
 
 Arrays = dict[str, np.ndarray]

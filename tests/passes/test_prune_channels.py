@@ -7,12 +7,12 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from compressor import channel_latency
 from compressor.data import Samples, open_samples
 from compressor.errors import DataError, OptionError
 from compressor.graph import constant
 from compressor.latency import Protocol
 from compressor.pipeline import Change, Compressed, Context, Pipeline
+from compressor.pruning import channel_latency
 from compressor.runtime import Session
 from compressor.summary import summarize
 from passes.prune_channels import PruneChannels

@@ -6,9 +6,9 @@ import onnx_ir as ir
 import pytest
 
 from compressor import Context, OptionError, Pipeline, open_samples
-from compressor.blocks import blocks, influence, leave_out
 from compressor.errors import DataError, ModelError
 from compressor.prepare import prepare
+from compressor.pruning.blocks import blocks, influence, leave_out
 from compressor.runtime import Session, Setup
 from passes.prune_layers import PruneLayers
 from tests.conftest import build, drawn

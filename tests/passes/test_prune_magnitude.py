@@ -13,9 +13,9 @@ import pytest
 from compressor import Context, Pipeline, open_samples
 from compressor.data import Samples
 from compressor.errors import DataError, OptionError
-from compressor.masks import Pattern
 from compressor.pipeline import Change
-from compressor.prunable import weights
+from compressor.pruning.masks import Pattern
+from compressor.pruning.prunable import weights
 from compressor.runtime import Session, Setup, to_bytes
 from passes.optimize import Optimize
 from passes.prune_magnitude import PruneMagnitude
@@ -490,7 +490,7 @@ def test_gradients_are_taken_on_training_samples_where_there_are_any(cnn: ir.Mod
 
 
 def test_says_what_taylor_needs_installed(cnn: ir.Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compressor.weight_importance.find_spec", lambda name: None)
+    monkeypatch.setattr("compressor.pruning.weight_importance.find_spec", lambda name: None)
     with pytest.raises(OptionError, match="importance='taylor' needs torch, which is not installed"):
         pruned(cnn, data(cnn), importance="taylor")
 

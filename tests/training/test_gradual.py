@@ -16,9 +16,9 @@ import torch
 
 from compressor.data import open_samples
 from compressor.errors import OptionError
-from compressor.masks import Layout, Pattern
 from compressor.pipeline import Change, Context, Pipeline
-from compressor.sparsity import Gradual
+from compressor.pruning.masks import Layout, Pattern
+from compressor.pruning.sparsity import Gradual
 from compressor.torch_graph import to_torch
 from compressor.training.callbacks import Keeper
 from compressor.training.gradual import Pruning, cuts, schedule

@@ -6,11 +6,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from compressor.channel_selection import Wanted, selected
 from compressor.channels import Found, find
 from compressor.prepare import prepare
+from compressor.pruning.channel_selection import Wanted, selected
 from tests.conftest import build, drawn
-from tests.test_channel_widths import HEADER
+from tests.pruning.test_channel_widths import HEADER
 
 ALL = Wanted("auto", 0.75, "whole", False, (), (), {})
 

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from compressor.allocation import Curve
-from compressor.channel_cost import Cost
 from compressor.channels import Group
+from compressor.pruning.allocation import Curve
+from compressor.pruning.channel_cost import Cost
 
 _LEAST = 1e-12
 _TIE = 1e-6

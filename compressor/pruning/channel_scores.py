@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from compressor import channel_importance as importances
-from compressor.channel_importance import Importance, Part
 from compressor.channels import Group
 from compressor.graph import attribute
-from compressor.layer_inputs import refusal, square_norms
 from compressor.pipeline import Context
+from compressor.pruning import channel_importance as importances
+from compressor.pruning.channel_importance import Importance, Part
+from compressor.pruning.layer_inputs import refusal, square_norms
 
 if TYPE_CHECKING:
     from compressor.data import Samples

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressor.channel_choice import Candidate, nearest, within
-from compressor.channel_cost import Cost, Elements
 from compressor.channels import Group
 from compressor.channels.axes import Atom
+from compressor.pruning.channel_choice import Candidate, nearest, within
+from compressor.pruning.channel_cost import Cost, Elements
 
 
 def candidate(scores: list[float], widths: tuple[int, ...]) -> Candidate:

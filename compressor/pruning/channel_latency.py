@@ -18,12 +18,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from compressor.channel_choice import Candidate
-from compressor.channel_cost import Cost
 from compressor.channels import cut, find
 from compressor.graph import is_constant
 from compressor.latency import DEFAULT, Protocol, measure
 from compressor.pipeline import Context
+from compressor.pruning.channel_choice import Candidate
+from compressor.pruning.channel_cost import Cost
 from compressor.runtime import Session, Setup
 from compressor.watching import probe
 

@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from compressor.layer_inputs import Gram
-from compressor.masks import Pattern, keeps
+from compressor.pruning.layer_inputs import Gram
+from compressor.pruning.masks import Pattern, keeps
 
 _DAMPING = 0.01
 """Of the mean square of an input, added to each (Frantar and Alistarh 2023, section 3.4)."""

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from compressor.masks import Layout, Pattern, keeps
+from compressor.pruning.masks import Layout, Pattern, keeps
 
 Schedule = Literal["one-shot", "cubic", "linear", "iterative"]
 Importance = Literal["magnitude", "wanda", "taylor", "movement"]

@@ -4,9 +4,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from compressor.channel_cost import Cost, Elements, multiply_accumulates, parameters
 from compressor.channels import cut, find
 from compressor.prepare import infer_shapes
+from compressor.pruning.channel_cost import Cost, Elements, multiply_accumulates, parameters
 from compressor.summary import summarize
 from tests.conftest import build, drawn
 

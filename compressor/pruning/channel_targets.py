@@ -9,10 +9,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from compressor.channel_choice import Candidate, nearest, within
-from compressor.channel_cost import Cost, multiply_accumulates, parameters
-from compressor.channel_latency import milliseconds, narrowed, share_of
 from compressor.pipeline import Context
+from compressor.pruning.channel_choice import Candidate, nearest, within
+from compressor.pruning.channel_cost import Cost, multiply_accumulates, parameters
+from compressor.pruning.channel_latency import milliseconds, narrowed, share_of
 from compressor.summary import macs
 
 Goal = Literal["ratio", "macs", "params", "latency"]

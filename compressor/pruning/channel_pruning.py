@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from compressor.channel_choice import Candidate
-from compressor.channel_importance import Importance, Normalization, combined
-from compressor.channel_scores import scores
-from compressor.channel_selection import Wanted, selected
-from compressor.channel_targets import Choice, Goal, Target, choose
 from compressor.channels import cut, find
 from compressor.data import synthetic
-from compressor.least_squares import Solution
 from compressor.pipeline import Change, Context, Pipeline
 from compressor.prepare import adopt, infer_shapes
-from compressor.reconstruction import reconstruct
-from compressor.solvable import layers
+from compressor.pruning.channel_choice import Candidate
+from compressor.pruning.channel_importance import Importance, Normalization, combined
+from compressor.pruning.channel_scores import scores
+from compressor.pruning.channel_selection import Wanted, selected
+from compressor.pruning.channel_targets import Choice, Goal, Target, choose
+from compressor.pruning.least_squares import Solution
+from compressor.pruning.reconstruction import reconstruct
+from compressor.pruning.solvable import layers
 from compressor.summary import Summary, summarize
 
 if TYPE_CHECKING:

@@ -4,7 +4,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from compressor.channel_importance import (
+from compressor.channels import Group, Member, find
+from compressor.channels.axes import Atom
+from compressor.prepare import infer_shapes
+from compressor.pruning.channel_importance import (
     Part,
     activation,
     combined,
@@ -16,9 +19,6 @@ from compressor.channel_importance import (
     real,
     taylor,
 )
-from compressor.channels import Group, Member, find
-from compressor.channels.axes import Atom
-from compressor.prepare import infer_shapes
 from tests.conftest import build, drawn
 
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from compressor.allocation import Curve
-from compressor.channel_importance import makers
-from compressor.channel_widths import RoundTo, inner, step, widths
 from compressor.channels import Found, Group
 from compressor.graph import matches
+from compressor.pruning.allocation import Curve
+from compressor.pruning.channel_importance import makers
+from compressor.pruning.channel_widths import RoundTo, inner, step, widths
 
 Heads = Literal["whole", "width", "both"]
 

@@ -10,9 +10,9 @@ from compressor.errors import ModelError
 from compressor.graph import constant
 from compressor.pipeline import Context
 from compressor.prepare import prepare
-from compressor.reconstruction import reconstruct
+from compressor.pruning.reconstruction import reconstruct
+from compressor.pruning.solvable import layers
 from compressor.runtime import Session
-from compressor.solvable import layers
 from tests.conftest import build, drawn
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17]>\n'

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compressor.graph import FLOATS, attribute, constant, is_constant, matches, nodes, rank
-from compressor.masks import Layout, Pattern
+from compressor.pruning.masks import Layout, Pattern
 from compressor.weight_codes import Use
 
 _OPERANDS = {

@@ -14,12 +14,12 @@ import numpy as np
 import onnx_ir as ir
 
 from compressor.errors import ModelError
-from compressor.layer_inputs import unfolded
-from compressor.least_squares import Solution, Sums, solve
 from compressor.pipeline import Context
-from compressor.solvable import Layer, can_shift, input_of, matrices, write
-from compressor.stepping import Stepping
-from compressor.unfolding import drawn
+from compressor.pruning.layer_inputs import unfolded
+from compressor.pruning.least_squares import Solution, Sums, solve
+from compressor.pruning.solvable import Layer, can_shift, input_of, matrices, write
+from compressor.pruning.stepping import Stepping
+from compressor.pruning.unfolding import drawn
 
 if TYPE_CHECKING:
     from compressor.data import Batch, Samples

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from compressor.least_squares import Sums, solve
+from compressor.pruning.least_squares import Sums, solve
 from tests.conftest import drawn
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from compressor import open_samples
 from compressor.errors import ModelError
-from compressor.layer_inputs import grams, refusal, source, square_norms, unfolded
+from compressor.pruning.layer_inputs import grams, refusal, source, square_norms, unfolded
 from compressor.runtime import Session, Setup
 from tests.conftest import build, drawn
 

@@ -4,17 +4,17 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from compressor import channel_latency, channel_targets
-from compressor.channel_choice import Candidate
-from compressor.channel_cost import Cost, Elements
-from compressor.channel_targets import Choice, Target, choose, macs_of, shares
 from compressor.channels import find
 from compressor.latency import Protocol
 from compressor.pipeline import Context
 from compressor.prepare import infer_shapes
+from compressor.pruning import channel_latency, channel_targets
+from compressor.pruning.channel_choice import Candidate
+from compressor.pruning.channel_cost import Cost, Elements
+from compressor.pruning.channel_targets import Choice, Target, choose, macs_of, shares
 from compressor.summary import summarize
 from tests.conftest import build, drawn
-from tests.test_channel_cost import attention, network
+from tests.pruning.test_channel_cost import attention, network
 
 
 def candidates(model: ir.Model) -> list[Candidate]:

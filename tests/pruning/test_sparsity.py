@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressor.allocation import cheapest, curves, lamp, share_out
 from compressor.errors import OptionError
-from compressor.layer_inputs import Gram
-from compressor.masks import Layout, Pattern, keeps, units
-from compressor.optimal_brain import damped, solved
-from compressor.sparsity import Gradual, Schedule, ramp
+from compressor.pruning.allocation import cheapest, curves, lamp, share_out
+from compressor.pruning.layer_inputs import Gram
+from compressor.pruning.masks import Layout, Pattern, keeps, units
+from compressor.pruning.optimal_brain import damped, solved
+from compressor.pruning.sparsity import Gradual, Schedule, ramp
 from tests.conftest import drawn
 
 LAYOUTS = {

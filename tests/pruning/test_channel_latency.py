@@ -8,14 +8,22 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from compressor import channel_latency
-from compressor.channel_choice import Candidate
-from compressor.channel_latency import Measured, Piece, apart, milliseconds, narrowed, pieces, share_of
 from compressor.channels import find
 from compressor.graph import constant
 from compressor.latency import Protocol
 from compressor.pipeline import Context
 from compressor.prepare import prepare
+from compressor.pruning import channel_latency
+from compressor.pruning.channel_choice import Candidate
+from compressor.pruning.channel_latency import (
+    Measured,
+    Piece,
+    apart,
+    milliseconds,
+    narrowed,
+    pieces,
+    share_of,
+)
 from compressor.runtime import Session
 from tests.conftest import build, drawn
 

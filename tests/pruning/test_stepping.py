@@ -5,8 +5,8 @@ import onnx_ir as ir
 import pytest
 
 from compressor.prepare import infer_shapes
+from compressor.pruning.stepping import Stepping
 from compressor.runtime import Session
-from compressor.stepping import Stepping
 from tests.conftest import build, drawn
 
 TEXT = """<ir_version: 8, opset_import: ["" : 17]>

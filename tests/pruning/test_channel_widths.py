@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressor.channel_widths import inner, step, widths
 from compressor.channels import Group, find
 from compressor.prepare import infer_shapes
+from compressor.pruning.channel_widths import inner, step, widths
 from tests.conftest import build, drawn
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17]>\n'

@@ -9,11 +9,11 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from compressor import layer_inputs
-from compressor.channel_importance import real
 from compressor.channels import Kept
 from compressor.graph import add_initializer, attribute, is_constant, sole_consumer, unique_name
-from compressor.least_squares import Solution
+from compressor.pruning import layer_inputs
+from compressor.pruning.channel_importance import real
+from compressor.pruning.least_squares import Solution
 
 _SOLVED = ("Conv", "Gemm", "MatMul")
 _WIDEST = 8192

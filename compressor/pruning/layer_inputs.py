@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from compressor.errors import ModelError
 from compressor.graph import attribute
-from compressor.unfolding import convolution_rows, drawn, transposed_rows
+from compressor.pruning.unfolding import convolution_rows, drawn, transposed_rows
 from compressor.watching import watch
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from operator import add
 import numpy as np
 import onnx_ir as ir
 
-from compressor.layer_inputs import grams, source
-from compressor.masks import Pattern, keeps
-from compressor.optimal_brain import solved
 from compressor.pipeline import Context
-from compressor.prunable import Weight
-from compressor.weight_importance import watched_uses
+from compressor.pruning.layer_inputs import grams, source
+from compressor.pruning.masks import Pattern, keeps
+from compressor.pruning.optimal_brain import solved
+from compressor.pruning.prunable import Weight
+from compressor.pruning.weight_importance import watched_uses
 
 Scores = Callable[[str], np.ndarray]
 """Name of a weight -> its scores, [rows, positions, run]."""

@@ -10,9 +10,9 @@ import numpy as np
 import onnx_ir as ir
 
 from compressor.errors import OptionError
-from compressor.layer_inputs import refusal, square_norms
 from compressor.pipeline import Context
-from compressor.prunable import Weight
+from compressor.pruning.layer_inputs import refusal, square_norms
+from compressor.pruning.prunable import Weight
 
 if TYPE_CHECKING:
     from compressor.data import Samples
