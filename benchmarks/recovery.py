@@ -1,11 +1,13 @@
-"""What training wins back, on the user's own file: after 80 % of the weights are cut, and after plain int8.
+"""What training wins back, on the user's own file: after weights or channels are cut, and after plain int8.
 
     python benchmarks/recovery.py prune MODEL.onnx TRAIN.npz TEST.npz [--sparsity 0.8] [--epochs 2] [--lr 0.003]
     python benchmarks/recovery.py int8 MODEL.onnx TRAIN.npz TEST.npz [--granularity tensor] [--epochs 2] [--lr 1e-4]
+    python benchmarks/recovery.py recipe MODEL.onnx TRAIN.npz TEST.npz --recipe PIPELINE
 
 `prune` sets the weights that matter least by magnitude to zero (LAMP, a helper of this file, no pass), then fine-tunes
 once on the labels and the original's answers (distill=0.7), and once without labels. `int8` quantizes as plainly as
 other tools do (ranges by minmax, no bias correction), then trains the quantized graph: quantization-aware training.
+`recipe` runs any pipeline, with 512 of the training samples for its calibration.
 Scores are top-1 on TEST with the paired 95 % interval of the drop; no gradient and no epoch is taken from TEST.
 """
 
@@ -31,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["prune", "int8"])
+    parser.add_argument("what", choices=["prune", "int8", "recipe"])
     parser.add_argument("model", type=Path)
     parser.add_argument("train")
     parser.add_argument("test")
@@ -39,6 +41,7 @@ def main() -> None:
     parser.add_argument(
         "--granularity", choices=["channel", "tensor"], default="channel", help="one weight step per which"
     )
+    parser.add_argument("--recipe", default="", help="for `recipe`: a pipeline in its text form")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--lr", type=float)
     parser.add_argument("--options", default="", help="further options of finetune, in its text form")
@@ -64,6 +67,8 @@ def main() -> None:
 
 def variants(given: argparse.Namespace, model: ir.Model) -> list[tuple[str, ir.Model, str]]:
     """(name, the model to start from, the pipeline) of each row."""
+    if given.what == "recipe":
+        return [(given.recipe, model, given.recipe)]
     if given.what == "prune":
         cut = pruned(model, given.sparsity)
         options = f"batch=32 batchnorm='restore' temperature=4.0 {given.options}"

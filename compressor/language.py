@@ -74,7 +74,7 @@ def literal(text: str, at: int) -> tuple[Any, int]:
         value = ast.literal_eval(found)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         raise OptionError(
-            f"Pipeline: {found} is not a Python literal {_where(text, at)}. Put it in quotes: {found!r}."
+            f"Pipeline: {found!r} is not a Python literal {_where(text, at)}. Put it in quotes: {found!r}."
         ) from None
     return (tuple(value) if isinstance(value, list) else value), end
 

@@ -180,11 +180,11 @@ def test_writes_every_option_with_its_default() -> None:
         ("every{count=1}}", "Pipeline: expected a pass name at column 15, before '}'."),
         (
             "every{text=*.w}",
-            "Pipeline: *.w is not a Python literal at column 12, before '*.w}'. Put it in quotes: '*.w'.",
+            "Pipeline: '*.w' is not a Python literal at column 12, before '*.w}'. Put it in quotes: '*.w'.",
         ),
         (
             "every{text=[{[]:1}]}",
-            "Pipeline: [{[]:1}] is not a Python literal at column 12, before '[{[]:1}]}'. Put ",
+            "Pipeline: '[{[]:1}]' is not a Python literal at column 12, before '[{[]:1}]}'. Put ",
         ),
         (
             "every,\nevery{\n  3=4}",
