@@ -20,6 +20,10 @@ _WIDEST = 8192
 """Inputs of a layer up to which the sum of products, of their square, is kept in memory."""
 
 
+_PRUNED = 0.25
+"""The share of exact zeros from which a weight counts as pruned."""
+
+
 @dataclass(frozen=True)
 class Layer:
     """A layer whose input a cut changes.
@@ -81,6 +85,8 @@ def refusal(model: ir.Model, node: ir.Node, place: int) -> str | None:
         return "its weight is not a constant of float32"
     if len(list(weight.uses())) > 1 or weight.is_graph_output():
         return "its weight is read elsewhere too"
+    if np.mean(real(weight) == 0) > _PRUNED:
+        return "its weight was pruned before, and solving it would fill the zeros"
     plain = all(node.attributes[k].as_float() == 1 for k in ("alpha", "beta") if k in node.attributes)
     if node.op_type == "Gemm" and (attribute(node, "transA", 0) or not plain):
         return "it is a Gemm with alpha, beta or transA"

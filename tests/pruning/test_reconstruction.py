@@ -184,6 +184,13 @@ def test_a_weight_that_two_layers_read_is_left_as_it_is() -> None:
     assert "read elsewhere too" in declined(text, w=drawn(3, 4), v=drawn(4, 2))
 
 
+def test_zeros_of_an_earlier_pruning_are_not_filled() -> None:
+    text = """m (float[N, 3] x) => (float[N, 2] y) {
+      h = MatMul (x, w) r = Relu (h) y = MatMul (r, v) }"""
+    half = drawn(4, 2) * np.array([[1, 0]], np.float32)
+    assert "pruned before, and solving it would fill the zeros" in declined(text, w=drawn(3, 4), v=half)
+
+
 def test_codes_are_left_as_they_are() -> None:
     text = """m (float[N, 3] x) => (float[N, 2] y) {
       h = MatMul (x, w) r = Relu (h) d = DequantizeLinear (v, s) y = MatMul (r, d) }"""
