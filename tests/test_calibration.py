@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from compressor import calibration
 from compressor.calibration import calibrate
 from compressor.data import open_samples
 from compressor.errors import ModelError
 from compressor.observers import BINS, BUDGET, Histogram, MinMax, MovingAverage, Observer, observer
 from compressor.pipeline import Context
+from compressor.watching import probe
 
 HISTOGRAMS = ["percentile", "entropy", "mse"]
 METHODS = ["minmax", "moving-average", *HISTOGRAMS]
@@ -233,9 +233,9 @@ def test_an_input_alone_needs_no_run() -> None:
 def test_only_the_asked_tensors_are_computed() -> None:
     data = -np.ones((4, 3), np.float32)  # log(-1) is NaN, and nobody asked for it
     assert ranges(tiny(), data, ["a"]) == {"a": (0.0, 0.0)}
-    probe = calibration._probe(tiny(), ["a"])
-    assert [v.name for v in probe.graph.outputs] == ["a"]
-    assert [n.op_type for n in probe.graph] == ["Relu"]
+    found = probe(tiny(), ["a"])
+    assert [v.name for v in found.graph.outputs] == ["a"]
+    assert [n.op_type for n in found.graph] == ["Relu"]
 
 
 @pytest.mark.parametrize("method", METHODS)
