@@ -109,6 +109,8 @@ class Setup:
         optimize: False runs the graph as it is written.
         spin: let idle threads burn their core while they wait, as onnxruntime does by default. Without, work that
             is not timed leaves the machine to others.
+        integers: False computes quantized layers with the floats that their codes stand for, which are decoded at load;
+            onnxruntime otherwise takes integer kernels, and rounds what some layers read that was not quantized.
         dump: a file that receives the graph as onnxruntime optimized it.
         profile: a path prefix that switches the per-node profile on.
     """
@@ -117,6 +119,7 @@ class Setup:
     threads: int = 0
     optimize: bool = True
     spin: bool = True
+    integers: bool = True
     dump: Path | None = None
     profile: Path | None = None
 
@@ -320,6 +323,8 @@ def _options(setup: Setup) -> Any:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not setup.optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not setup.integers:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     if setup.dump:
         options.optimized_model_filepath = str(setup.dump)
     if setup.profile:

@@ -33,7 +33,9 @@ def watch(model: ir.Model, names: Iterable[str], samples: Samples, threads: int 
     wanted = list(dict.fromkeys(names))
     inputs = {value.name for value in model.graph.inputs}
     inner = [name for name in wanted if name not in inputs]
-    session = Session(probe(model, inner), Setup(threads=threads, spin=False)) if inner else None
+    session = (
+        Session(probe(model, inner), Setup(threads=threads, spin=False, integers=False)) if inner else None
+    )
     for batch in samples.batches(_batch_size(session, samples)):
         values = dict(batch.feeds)
         if session is not None:
