@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Self, final
 
 import onnx_ir as ir
 from pydantic import Field, PositiveInt, model_validator
 
-from compressor.errors import DataError
+from compressor.errors import DataError, OptionError
 from compressor.pipeline import Change, Context, Pass, Pipeline
+from compressor.prepare import adopt
 from compressor.pruning.allocation import curves
 from compressor.pruning.channel_importance import Importance, Normalization
 from compressor.pruning.channel_pruning import Plan, prune
 from compressor.pruning.channel_scores import FROM_SAMPLES
 from compressor.pruning.channel_selection import Heads, Wanted
 from compressor.pruning.channel_targets import Goal
+from compressor.shortcuts import shortcuts_to_convolutions
+from compressor.summary import summarize
 
 if TYPE_CHECKING:
     from compressor.data import Samples
 
 _TARGETS: tuple[Goal, ...] = ("ratio", "macs", "params", "latency")
 _DEFAULT = 0.5
+_BETWEEN = "finetune{epochs=1}"
+_COUNTED = {"macs": "MACs", "params": "parameters"}
+_MET = 1.02
+"""What may be left of these with shortcuts as convolutions, as a multiple of what was to be left."""
 
 
 @final
@@ -44,7 +52,9 @@ class PruneChannels(Pass):
     are samples, else 'l2' and nothing. round_to='auto' keeps widths that run fast: multiples of 16 on the CPU, of 8
     for dense int8 convolutions and on GPUs. Channels under a normalization stay unless residual_stream=True: without
     them its statistics are others. sensitivity=FILE lets the measured drops of the score say what a cut costs where,
-    and no group goes further than was measured; the importance then only says which of its channels go.
+    and no group goes further than was measured; the importance then only says which of its channels go. In the end, on
+    the CPU, shortcuts that skip rows and pad channels with zeros become convolutions of the same results, which run
+    faster there (`compressor.shortcuts`); not for `latency`.
     """
 
     name: ClassVar[str] = "prune-channels"
@@ -70,13 +80,17 @@ class PruneChannels(Pass):
     exclude: tuple[str, ...] = Field((), description="globs over names of groups and weights")
     sensitivity: str = Field("", description="file of `compress sensitivity` that says what cuts cost where")
     iterative: int = Field(1, ge=1, description="number of steps that the cut is made in")
-    between: str = Field("finetune{epochs=1}", description="the recipe that runs between two steps")
+    between: str = Field(_BETWEEN, description="the recipe that runs between two steps")
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:
         given = [name for name in _TARGETS if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"one target at a time, got {' and '.join(given)}")
+        if self.iterative == 1 and self.between != _BETWEEN:
+            raise ValueError(
+                f"between={self.between!r} runs between steps, and there is one: give iterative=2"
+            )
         if self.sensitivity and self.iterative > 1:
             raise ValueError(
                 "sensitivity was measured on the uncut model; it does not go with iterative above 1"
@@ -96,12 +110,34 @@ class PruneChannels(Pass):
         return self.model_copy(update=update)
 
     def apply(self, model: ir.Model, context: Context) -> Change:
-        """Choose channels, cut them, and solve the layers behind them again."""
+        """Choose channels, cut them, solve the layers behind them again, and write shortcuts as convolutions."""
         this = self.resolved(context)
         goal = next(name for name in _TARGETS if getattr(this, name) is not None)
         if getattr(this, goal) == 0:
             return Change(declined={"model": f"{goal}=0 asks for no cut"})
-        return prune(model, this._plan(goal, context), context)
+        change = prune(model, this._plan(goal, context), context)
+        # The widths that reach a latency were timed with the shortcuts as they are.
+        faster = bool(change.touched) and context.provider == "cpu" and goal != "latency"
+        return this._write_shortcuts(model, change, goal) if faster else change
+
+    def _write_shortcuts(self, model: ir.Model, change: Change, goal: Goal) -> Change:
+        """The change with shortcuts as convolutions, unless what these add leads away from the target."""
+        trial = model.clone()
+        made = shortcuts_to_convolutions(trial)
+        if not made:
+            return change
+        after = summarize(trial)
+        figures = {**change.figures, "parameters after": after.parameters}
+        if after.macs:
+            figures["MACs after"] = after.macs
+        if said := _COUNTED.get(goal):
+            left = float(figures[f"{said} after"]) / float(figures[f"{said} before"])
+            if left > (1 - getattr(self, goal)) * _MET:
+                why = f"as convolutions they would leave {left:.1%} of the {said}"
+                return replace(change, declined={**change.declined, "shortcuts": why})
+            figures[f"{said} left"] = left
+        adopt(model, trial)
+        return replace(change, figures={**figures, "shortcuts as convolutions": len(made)})
 
     def _samples(self, context: Context) -> Samples | None:
         return context.calibration if context.calibration is not None else context.train
@@ -109,7 +145,7 @@ class PruneChannels(Pass):
     def check(self, context: Context) -> None:
         """Raise when an option needs samples that there are not, or the recipe between the steps cannot run."""
         if self.iterative > 1:
-            Pipeline.parse(self.between).check(context)
+            self._check_between(context)
         if self.sensitivity:
             curves(self.sensitivity, "channels")
         asking = {
@@ -122,6 +158,12 @@ class PruneChannels(Pass):
                     f"{self.name}: {option}={getattr(self, option)!r} needs calibration samples. "
                     "Give --calibration FILE.npz, or calibration=... in Python."
                 )
+
+    def _check_between(self, context: Context) -> None:
+        try:
+            Pipeline.parse(self.between).check(context)
+        except (OptionError, DataError) as error:
+            raise type(error)(f"{self.name}: between={self.between!r} cannot run. {error}") from None
 
     def _plan(self, goal: Goal, context: Context) -> Plan:
         wanted = Wanted(

@@ -146,7 +146,11 @@ def _made_weights(trace: Trace) -> dict[str, str]:
     """Weights that no constant holds: the graph makes them, from a shape or at random."""
     read = {value for value, _ in trace.inputs if value in trace.stored and not sources(value)}
     makers = {value: value.producer() for value in trace.known if value in read}
-    return {str(v.name): f"{node.op_type} {node.name!r} makes it" for v, node in makers.items() if node}
+    return {
+        str(v.name): f"{node.op_type} {node.name!r} computes it; only stored weights are cut"
+        for v, node in makers.items()
+        if node
+    }
 
 
 class _Roles:

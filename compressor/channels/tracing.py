@@ -96,7 +96,7 @@ class Trace:
             return Known((), ())
         if value not in self.known:
             owned = is_constant(value)
-            axes = self._new(value, None if owned else f"{value.name!r} comes from outside")
+            axes = self._new(value, None if owned else f"{value.name!r} comes from outside the graph")
             self.known[value] = Known(axes, (owned,) * len(axes))
         return self.known[value]
 

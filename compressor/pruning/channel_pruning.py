@@ -72,7 +72,7 @@ def prune(model: ir.Model, plan: Plan, context: Context) -> Change:
     infer_shapes(model)
     before = summarize(model)
     if plan.goal == "macs" and not before.macs:
-        return Change(declined={"model": "its MACs cannot be counted: it has none, or shapes are unknown"})
+        return Change(declined={"model": _uncounted(before.macs, plan.share)})
     target, record = _target(model, before, plan, context), _Record()
     for step in range(1, plan.steps + 1):
         if step > 1:
@@ -143,17 +143,30 @@ def _note(record: _Record, candidates: list[Candidate], choice: Choice, target: 
         record.declined["model"] = (
             f"{choice.left:.1%} of the {_SAID[target.goal]} are left, {1 - target.share:.1%} were wanted: "
             + (
-                "all that may be cut is at its least width"
+                "all that may be cut is at its least width; a larger max_ratio or a smaller round_to lets more go"
                 if least
                 else "no widths that are allowed come nearer"
             )
         )
 
 
+def _uncounted(macs: int | None, share: float) -> str:
+    why = (
+        "shapes are unknown"
+        if macs is None
+        else "its main graph, without the bodies of If and Loop, has none"
+    )
+    return f"its MACs cannot be counted, {why}; params={share:g} and ratio={share:g} need no shapes"
+
+
 def _nothing(groups: bool, cut_before: bool) -> str:
     if cut_before:
         return "all that may be cut is at its least width"
-    return "none of its groups of channels may be cut" if groups else "it has no channels that can be cut"
+    return (
+        "none of its groups of channels may be cut, each for the reason given"
+        if groups
+        else "it has no channels that can be cut"
+    )
 
 
 def _figures(

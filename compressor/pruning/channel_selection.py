@@ -56,13 +56,22 @@ def selected(
             group, around if outer_goes else None, inside, wanted.heads
         )
         if reason is None and len(allowed[group]) == 1:
-            reason = f"{group.size} channels cannot go down by a multiple of {steps[group]}"
-            reason += "" if group.size > steps[group] else ", which must stay"
+            reason = _too_few(group, steps[group], wanted)
         if reason is None:
             chosen[group] = allowed[group]
         else:
             declined[group.name] = reason
     return chosen, declined
+
+
+def _too_few(group: Group, step: int, wanted: Wanted) -> str:
+    """Why a group has no width but its own, and which option would give it one."""
+    if group.size <= step:
+        more = "; a smaller round_to allows fewer" if step > 1 else ""
+        return f"{group.size} channels are no more than the {step} that must stay{more}"
+    measured = "" if wanted.curves is None else " and the ratios that were measured"
+    within = f"max_ratio={wanted.max_ratio}{measured}"
+    return f"{group.size} channels cannot go down by a multiple of {step} within {within}"
 
 
 def _widths(group: Group, step: int, wanted: Wanted) -> tuple[int, ...]:

@@ -66,14 +66,14 @@ def layers(model: ir.Model, kept: Kept) -> tuple[list[Layer], dict[str, str]]:
 def _layer(node: ir.Node, stays: Mapping[tuple[ir.Value, int], np.ndarray]) -> Layer:
     weight, axis = input_of(node, 1), 0 if _outputs_first(node) else 1
     everything = np.ones(weight.shape.numpy()[axis] if weight.shape else 0, bool)
-    made = _added(node) or node
+    made = added(node) or node
     return Layer(str(node.name), str(made.outputs[0].name), stays.get((weight, axis), everything))
 
 
 def refusal(model: ir.Model, node: ir.Node, place: int) -> str | None:
     """Why input number `place` of a layer cannot be solved again, or None."""
     if node.op_type == "DequantizeLinear":
-        return "the weights are stored as codes"
+        return "the weights are stored as codes; prune before quantizing"
     if node.op_type not in _SOLVED or place != 1:
         return f"{node.op_type} is not a Conv, Gemm or MatMul that reads rows of one value"
     weight = node.inputs[1]
@@ -106,7 +106,7 @@ def matrices(node: ir.Node, groups: int) -> np.ndarray:
 
 def can_shift(node: ir.Node) -> bool:
     """Whether the layer has a bias, or can be given one."""
-    return node.op_type != "MatMul" or _bias(node) is not None
+    return node.op_type != "MatMul" or bias_of(node) is not None
 
 
 def write(model: ir.Model, node: ir.Node, solution: Solution) -> None:
@@ -119,7 +119,7 @@ def write(model: ir.Model, node: ir.Node, solution: Solution) -> None:
     fitting = rows.reshape(array.shape) if _outputs_first(node) else rows.T
     _replace(weight, fitting.astype(array.dtype))
     if solution.bias is not None:
-        _write_bias(model, node, solution.bias.reshape(-1).astype(array.dtype))
+        write_bias(model, node, solution.bias.reshape(-1).astype(array.dtype))
 
 
 def input_of(node: ir.Node, place: int) -> ir.Value:
@@ -139,7 +139,7 @@ def _outputs_first(node: ir.Node) -> bool:
     return node.op_type == "Conv" or (node.op_type == "Gemm" and bool(attribute(node, "transB", 0)))
 
 
-def _added(node: ir.Node) -> ir.Node | None:
+def added(node: ir.Node) -> ir.Node | None:
     """The Add of a constant vector that alone reads a MatMul: its bias."""
     after = sole_consumer(node.outputs[0]) if node.op_type == "MatMul" else None
     if after is None or after.op_type != "Add" or after.graph is not node.graph:
@@ -148,11 +148,11 @@ def _added(node: ir.Node) -> ir.Node | None:
     return after if other is not None and is_constant(other) and len(other.shape or ()) == 1 else None
 
 
-def _bias(node: ir.Node) -> tuple[ir.Node, int] | None:
+def bias_of(node: ir.Node) -> tuple[ir.Node, int] | None:
     """Where the bias of a layer is: a node and the number of its input; None where there is none yet."""
-    added = _added(node)
-    if added is not None:
-        return added, 1 if added.inputs[0] is node.outputs[0] else 0
+    addition = added(node)
+    if addition is not None:
+        return addition, 1 if addition.inputs[0] is node.outputs[0] else 0
     return (node, 2) if len(node.inputs) > 2 and node.inputs[2] is not None else None
 
 
@@ -167,9 +167,9 @@ def _stays(kept: Kept) -> Mapping[tuple[ir.Value, int], np.ndarray]:
     return found
 
 
-def _write_bias(model: ir.Model, node: ir.Node, array: np.ndarray) -> None:
+def write_bias(model: ir.Model, node: ir.Node, array: np.ndarray) -> None:
     """In the place of the old one, or as a new initializer where there is none or another layer reads it."""
-    reader, place = _bias(node) or (node, 2)
+    reader, place = bias_of(node) or (node, 2)
     if len(reader.inputs) <= place:
         reader.resize_inputs(place + 1)
     old = reader.inputs[place]

@@ -28,7 +28,7 @@ class Stepping:
         self._model = model
         self._nodes = list(model.graph)
         self._place = {node: at for at, node in enumerate(self._nodes)}
-        self._setup = Setup(threads=threads, spin=False)
+        self._setup = Setup(threads=threads, spin=False, integers=False)
         self._done = 0
         self._last = {str(value.name): self._last_use(value) for value in self._computed()}
         self.batches: list[dict[str, np.ndarray]] = []

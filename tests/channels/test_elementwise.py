@@ -144,4 +144,4 @@ def test_a_branch_from_outside_forbids_the_cut() -> None:
       h = Conv(x, wa) a = Add(h, z) y = Conv(a, wz)
     }"""
     told = reasons(build(text, wa=drawn(8, 3, 1, 1), wz=drawn(2, 8, 1, 1)))
-    assert told["wa"] == "'z' comes from outside"
+    assert told["wa"] == "'z' comes from outside the graph"

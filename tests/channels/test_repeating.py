@@ -76,7 +76,7 @@ def test_weights_that_the_graph_makes_are_declined_by_name() -> None:
     told = reasons(proto)
     assert told == {
         "wz": "'y' is an output of the model",
-        "w": "ConstantOfShape 'ConstantOfShape_1' makes it",
+        "w": "ConstantOfShape 'ConstantOfShape_1' computes it; only stored weights are cut",
     }
     assert_law(proto)
     assert np.prod(list(groups(proto).values())) == 8

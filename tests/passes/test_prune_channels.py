@@ -15,6 +15,7 @@ from compressor.pipeline import Change, Compressed, Context, Pipeline
 from compressor.pruning import channel_latency
 from compressor.runtime import Session
 from compressor.summary import summarize
+from passes import prune_channels
 from passes.prune_channels import PruneChannels
 from tests.conftest import build, drawn
 
@@ -127,7 +128,8 @@ def test_a_target_out_of_reach_cuts_what_it_may_and_says_what_was_reached() -> N
     assert found.figures["widths"] == "first 64>32, point 96>48"
     left = found.figures["MACs after"] / found.figures["MACs before"]  # type: ignore[operator]
     assert found.declined["model"] == (
-        f"{left:.1%} of the MACs are left, 1.0% were wanted: all that may be cut is at its least width"
+        f"{left:.1%} of the MACs are left, 1.0% were wanted: all that may be cut is at its least width; "
+        "a larger max_ratio or a smaller round_to lets more go"
     )
 
 
@@ -141,7 +143,7 @@ def test_zero_asks_for_nothing(goal: str) -> None:
 def test_everything_excluded_is_said() -> None:
     found = change(macs=0.5, exclude="*")
     assert found.touched == ()
-    assert found.declined["model"] == "none of its groups of channels may be cut"
+    assert found.declined["model"] == "none of its groups of channels may be cut, each for the reason given"
 
 
 def test_a_model_without_channels_is_said() -> None:
@@ -150,7 +152,10 @@ def test_a_model_without_channels_is_said() -> None:
     by_macs, by_ratio = (
         Pipeline(PruneChannels(**options)).run(model, context).changes[-1] for options in ({}, {"ratio": 0.5})
     )
-    assert by_macs.declined["model"] == "its MACs cannot be counted: it has none, or shapes are unknown"
+    assert by_macs.declined["model"] == (
+        "its MACs cannot be counted, its main graph, without the bodies of If and Loop, has none; "
+        "params=0.5 and ratio=0.5 need no shapes"
+    )
     assert by_ratio.declined["model"] == "it has no channels that can be cut"
 
 
@@ -262,11 +267,27 @@ def test_steps_bound_the_share_of_a_group_together() -> None:
 
 
 def test_what_runs_between_steps_is_checked_first() -> None:
-    with pytest.raises(DataError, match="finetune needs train samples"):
+    lacking = r"prune-channels: between='finetune\{epochs=1\}' cannot run. finetune needs train samples"
+    with pytest.raises(DataError, match=lacking):
         prune(iterative=2)
-    with pytest.raises(OptionError, match="No pass named 'nonsense'"):
+    with pytest.raises(OptionError, match=r"prune-channels: between='nonsense' cannot run\. No pass named"):
         prune(iterative=2, between="nonsense")
-    prune(iterative=1, between="nonsense")
+
+
+def test_a_recipe_between_the_steps_of_a_single_step_is_refused() -> None:
+    with pytest.raises(OptionError, match="between='optimize' runs between steps, and there is one: give it"):
+        PruneChannels(between="optimize")
+
+
+def test_where_shapes_are_unknown_a_target_in_macs_names_those_that_work() -> None:
+    text = """m (float[N, 16] x, int64[K] s) => (float[N, 5] y, float[A, B] z) {
+      a = MatMul (x, w) r = Relu (a) y = MatMul (r, v) q = Reshape (x, s) z = MatMul (q, u) }"""
+    model = ir.from_proto(build(HEADER + text, w=drawn(16, 64), v=drawn(64, 5), u=drawn(16, 5)))
+    assert PruneChannels(macs=0.3).apply(model, Context()).declined == {
+        "model": "its MACs cannot be counted, shapes are unknown; params=0.3 and ratio=0.3 need no shapes"
+    }
+    PruneChannels(params=0.3).apply(model, Context())
+    assert size(model, "w", 1) == 32
 
 
 def test_a_latency_target_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,7 +310,7 @@ def test_a_quantized_model_is_cut_with_its_scales() -> None:
     assert [size(found.model, name) for name in ("w", "s", "v")] == [16, 16, 5]
     assert size(found.model, "v", 1) == 16
     codes_stay = [why for why in found.changes[-1].declined.values() if why.startswith("not solved again")]
-    assert codes_stay == ["not solved again: the weights are stored as codes"]
+    assert codes_stay == ["not solved again: the weights are stored as codes; prune before quantizing"]
     assert found.changes[-1].figures["widths"] == "w 32>16"
     assert "w scored" not in found.changes[-1].figures, "activations count behind DequantizeLinear too"
 
@@ -304,3 +325,70 @@ def test_an_uncut_group_keeps_its_very_tensor() -> None:
     before = model.graph.initializers["lb"].const_value
     made = prune(model, ratio=0.5, reconstruct="none")
     assert made.model.graph.initializers["lb"].const_value is before
+
+
+def stages() -> ir.Model:
+    """Two stages with a shortcut between them that takes every second row and column, and pads channels."""
+    text = """m (float[N, 3, 8, 8] x) => (float[N, 5] y) {
+      a = Conv <pads = [1, 1, 1, 1]> (x, first) ar = Relu (a)
+      b = Conv <pads = [2, 2, 2, 2]> (ar, inner) br = Relu (b)
+      c = Conv <pads = [2, 2, 2, 2], strides = [2, 2]> (br, second)
+      s = Slice (ar, starts, ends, axes, steps) p = Pad (s, pads)
+      d = Add (c, p) dr = Relu (d)
+      g = GlobalAveragePool (dr) f = Flatten (g) y = Gemm (f, last) }"""
+    weights = {
+        "first": drawn(64, 3, 3, 3),
+        "inner": drawn(64, 64, 5, 5) / 40,
+        "second": drawn(96, 64, 5, 5) / 40,
+    }
+    whole = {"starts": [0, 0], "ends": [8, 2**63 - 1], "axes": [2, 3], "steps": [2, 2]}
+    ranges = {name: np.array(numbers, np.int64) for name, numbers in whole.items()}
+    pads = np.array([0, 16, 0, 0, 0, 16, 0, 0], np.int64)
+    return ir.from_proto(build(HEADER + text, **weights, last=drawn(96, 5), **ranges, pads=pads))
+
+
+def test_on_the_cpu_shortcuts_become_convolutions_of_equal_results() -> None:
+    options: dict[str, Any] = {"ratio": 0.5, "importance": "l2", "reconstruct": "none", "round_to": 8}
+    made, other = (
+        Pipeline(PruneChannels(**options)).run(stages(), Context(provider=provider))
+        for provider in ("cpu", "cuda")
+    )
+    kinds, before = ([node.op_type for node in found.model.graph] for found in (made, other))
+    assert (kinds.count("Conv"), kinds.count("Slice"), kinds.count("Pad")) == (4, 0, 0)
+    assert (before.count("Conv"), before.count("Slice"), before.count("Pad")) == (3, 1, 1)
+    assert made.changes[-1].figures["shortcuts as convolutions"] == 1
+    assert "shortcuts as convolutions" not in other.changes[-1].figures
+    x = drawn(3, 3, 8, 8)
+    assert Session(made.model).run({"x": x})[0] == pytest.approx(
+        Session(other.model).run({"x": x})[0], rel=1e-4
+    )
+
+
+@pytest.mark.parametrize(("goal", "said"), [("macs", "MACs"), ("params", "parameters")])
+def test_what_is_left_is_counted_with_shortcuts_as_convolutions(goal: str, said: str) -> None:
+    made = prune(stages(), samples=False, **{goal: 0.5})
+    figures, summary = made.changes[-1].figures, summarize(made.model)
+    assert figures["shortcuts as convolutions"] == 1
+    assert (figures["MACs after"], figures["parameters after"]) == (summary.macs, summary.parameters)
+    assert figures[f"{said} left"] == figures[f"{said} after"] / figures[f"{said} before"]  # type: ignore[operator]
+    assert figures[f"{said} left"] <= 0.51  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("goal", "said"), [("macs", "MACs"), ("params", "parameters")])
+def test_shortcuts_stay_where_convolutions_would_miss_the_target(
+    goal: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prune_channels, "_MET", 0.5)
+    found = prune(stages(), samples=False, **{goal: 0.5})
+    assert [node.op_type for node in found.model.graph].count("Slice") == 1
+    change = found.changes[-1]
+    left, before, after = (change.figures[f"{said} {when}"] for when in ("left", "before", "after"))
+    assert left == after / before  # type: ignore[operator]
+    why = change.declined["shortcuts"]
+    assert why.startswith("as convolutions they would leave ")
+    assert why.endswith(f"% of the {said}")
+
+
+def test_a_model_that_is_not_cut_keeps_its_shortcuts() -> None:
+    found = prune(stages(), samples=False, exclude="*")
+    assert [node.op_type for node in found.model.graph].count("Slice") == 1

@@ -446,6 +446,7 @@ def test_weights_stored_as_codes_are_declined_by_name(cnn: ir.Model) -> None:
             "sensitivity shares sparsity out, and pattern '2:4' fixes it",
         ),
         ({"block": (0, 4), "pattern": "block"}, "option 'block' must be"),
+        ({"block": (4, 4, 4)}, r"option 'block' must be a tuple of at most 2 items, got \(4, 4, 4\)"),
         ({"importance": "movement"}, "importance='movement' needs a training; give schedule='iterative'"),
         ({"rewind": True}, "rewind=True needs a training"),
         (

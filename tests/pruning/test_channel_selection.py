@@ -69,12 +69,16 @@ def test_the_largest_share_bounds_all_steps_together() -> None:
 
 def test_a_group_too_small_for_a_step_says_so() -> None:
     assert reason(chain(), replace(ALL, round_to=32), "second") == (
-        "32 channels cannot go down by a multiple of 32, which must stay"
+        "32 channels are no more than the 32 that must stay; a smaller round_to allows fewer"
     )
-    assert (
-        reason(chain(), replace(ALL, max_ratio=0.1), "first")
-        == "64 channels cannot go down by a multiple of 16"
-    )
+
+
+def test_a_group_that_the_largest_share_lets_no_step_go_says_so() -> None:
+    wanted = replace(ALL, max_ratio=0.1)
+    said = "64 channels cannot go down by a multiple of 16 within max_ratio=0.1"
+    assert reason(chain(), wanted, "first") == said
+    measured = replace(wanted, curves={"first": {0.1: 0.0}})
+    assert reason(chain(), measured, "first") == f"{said} and the ratios that were measured"
 
 
 def test_heads_go_whole_unless_their_width_is_asked_for() -> None:
