@@ -10,7 +10,9 @@ import onnx_ir as ir
 
 from compressor import quantization as q
 from compressor.graph import attribute, constant, is_constant, rank
+from compressor.low_bit.coded_weights import KEY, CodedWeight, coded_value
 from compressor.packing import Inserter, at_start, take_over
+from compressor.placement import output_axis, stored_weight
 from compressor.weight_storage import is_table, store_rows
 
 OPERATORS = ("MatMul", "Gemm", "LSTM", "Attention", "Gather")
@@ -45,14 +47,13 @@ def refusal(node: ir.Node, min_elements: int) -> str | None:
     if node.op_type in _NEVER:
         return _NEVER[node.op_type]
     for index in _operands(node):
-        value = node.inputs[index]
-        array = constant(value) if is_constant(value) else None
+        array = stored_weight(node.inputs[index])
         if array is None:
             first = node.op_type == "MatMul" and is_constant(node.inputs[0])
             return "its constant is the first operand" if first else "its weight is not a constant"
-        if reason := _weight_refusal(node, array):
+        if reason := _weight_refusal(node, array) or _coded_refusal(node, coded_value(node.inputs[index])):
             return reason
-    held = {i: constant(node.inputs[i]) for i in _operands(node)}
+    held = {i: stored_weight(node.inputs[i]) for i in _operands(node)}
     work = sum(array.size * _rows(node, i) for i, array in held.items() if array is not None)
     if work < min_elements * _ROWS:
         size = sum(array.size for array in held.values() if array is not None)
@@ -106,6 +107,17 @@ def _weight_refusal(node: ir.Node, array: np.ndarray) -> str | None:
         if inputs * 255 * 127 >= 2**31:
             return f"the int32 sum over {inputs} inputs could overflow"
     return None
+
+
+def _coded_refusal(node: ir.Node, coded: CodedWeight | None) -> str | None:
+    """Why a product cannot take the codes of a coded weight; None where it can, or there are none."""
+    if coded is None:
+        return None
+    if node.op_type in ("LSTM", "Gather"):
+        return f"its weight stands as codes, which no dynamic integer {node.op_type} takes"
+    if not coded.in_place:
+        return "the codes of its weight have scales per block, which no integer kernel takes"
+    return None if coded.axis == output_axis(node) else "the scales of its codes run along its inputs"
 
 
 def _gemm_refusal(node: ir.Node) -> str | None:
@@ -199,6 +211,7 @@ class Writer:
         rounded = self._activation(place, node.inputs[0])
         codes, scale = self._matrix(place, node.inputs[1], turned, alpha)
         whole = place.add("MatMulInteger", [rounded.codes, codes, rounded.zero_point], f"{name}_integer")
+        self._sign(whole.producer(), node.inputs[1])
         real = place.add("Cast", [whole], f"{name}_float", to=int(_FLOAT))
         step = place.add("Mul", [rounded.scale, scale], f"{name}_step")
         made = place.add("Mul", [real, step], f"{name}_scaled")
@@ -228,16 +241,35 @@ class Writer:
 
     def _matrix(self, place: Inserter, weight: ir.Value | None, turned: bool, factor: float) -> _Held:
         """int8 [inputs, outputs] and its float scale, [outputs] or []."""
-        array = constant(weight)
+        array = stored_weight(weight)
         if weight is None or array is None:
             raise ValueError("a product without a constant weight")
         key = (weight, turned, factor)
         if key not in self._weights:
-            matrix = array.T if turned else array
-            axis = 1 if self.per_channel else None
-            held = q.quantize_weight(matrix * np.float32(factor), axis, bits=self.bits)
-            self._weights[key] = self._keep(place, str(weight.name), held.codes, held.grid.scale)
+            coded = self._coded(weight)
+            if coded is None:
+                matrix = (array.T if turned else array) * np.float32(factor)
+                made = q.quantize_weight(matrix, 1 if self.per_channel else None, bits=self.bits)
+                codes, scale = made.codes, made.grid.scale
+            else:
+                codes, scale = _array(coded.codes), coded.rows().scale * np.float32(factor)
+                codes = codes.T if turned else codes
+            self._weights[key] = self._keep(place, str(weight.name), codes, scale)
         return self._weights[key]
+
+    def _coded(self, weight: ir.Value | None) -> CodedWeight | None:
+        """The coded weight that a value is, unless its codes are wider than the weights of this writer."""
+        coded = coded_value(weight)
+        if coded is None:
+            return None
+        widest = np.abs(_array(coded.codes).astype(np.int16)).max(initial=0)
+        return coded if widest < 2 ** (self.bits - 1) else None
+
+    def _sign(self, node: ir.Node | None, weight: ir.Value | None) -> None:
+        """Let a node say how the codes that it reads now were found."""
+        coded = self._coded(weight)
+        if node is not None and coded is not None:
+            node.metadata_props[KEY] = str(coded.method)
 
     def _keep(self, place: Inserter, name: str, codes: np.ndarray, scale: np.ndarray) -> _Held:
         """Constants of the main graph, so that bodies can share them."""
@@ -276,8 +308,8 @@ class Writer:
         return np.stack([h.codes for h in held]), np.stack([h.grid.scale for h in held])
 
     def _attention(self, place: Inserter, node: ir.Node) -> None:
-        rounded = self._activation(place, node.inputs[0])
-        codes, scale = self._matrix(place, node.inputs[1], False, 1.0)
+        rounded, weight = self._activation(place, node.inputs[0]), node.inputs[1]
+        codes, scale = self._matrix(place, weight, False, 1.0)
         bias = _input(node, 2)
         if bias is None:
             columns = _array(codes).shape[1]
@@ -285,7 +317,8 @@ class Writer:
         zero = place.constant(f"{node.name}_weight_zero_point", np.zeros(_array(scale).shape, np.int8))
         mask, past = _input(node, 3), _input(node, 4)
         inputs = [rounded.codes, codes, bias, rounded.scale, scale, mask, rounded.zero_point, zero, past]
-        self._swap(place, node, "QAttention", inputs, list(node.attributes.values()))
+        made = self._swap(place, node, "QAttention", inputs, list(node.attributes.values()))
+        self._sign(made, weight)
 
     def _swap(
         self,
@@ -294,7 +327,7 @@ class Writer:
         kind: str,
         inputs: list[ir.Value | None],
         attributes: list[ir.Attr],
-    ) -> None:
+    ) -> ir.Node:
         """Put a com.microsoft node with the same outputs in the place of `node`."""
         count = len(node.outputs)
         name = place.fresh(f"{node.name}_integer")
@@ -307,6 +340,7 @@ class Writer:
             taken, old.name = old.name, f"{old.name}_replaced"
             new.name = taken
         place.graph.remove(node, safe=True)
+        return made
 
 
 def _array(value: ir.Value | None) -> np.ndarray:

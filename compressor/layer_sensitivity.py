@@ -97,7 +97,7 @@ def sensitivity(
     """Compress one layer at a time, in memory, and score the model each time.
 
     The file, as JSON, is what passes take as `sensitivity=FILE`. It takes one evaluation of the data per layer, kind
-    and level (thirteen per layer in all), so a few hundred samples are a good start: DATA{limit=500}.
+    and level (fourteen per layer in all), so a few hundred samples are a good start: DATA{limit=500}.
 
     Args:
         model: a path, an onnx_ir.Model or a ModelProto; stays as it was.

@@ -10,16 +10,17 @@ import numpy as np
 import onnx_ir as ir
 
 from compressor.channels import cut, find
+from compressor.low_bit.codes import Method
+from compressor.low_bit.methods import encode
 from compressor.pruning.channel_importance import combined, norm
 from compressor.pruning.masks import Pattern, keeps
 from compressor.pruning.prunable import Weight
-from compressor.weight_codes import encode
 
 Kind = Literal["sparsity", "channels", "bits"]
 LEVELS: dict[Kind, tuple[float, ...]] = {
     "sparsity": (0.3, 0.5, 0.7, 0.8, 0.9),
     "channels": (0.125, 0.25, 0.5, 0.75),
-    "bits": (8, 4, 2, 1),
+    "bits": (8, 4, 3, 2, 1),
 }
 """Shares of a layer's weights that are zero, shares of its channels that are cut, bits of each of its weights."""
 
@@ -65,18 +66,16 @@ def sparse(view: np.ndarray, share: float) -> np.ndarray:
 
 
 def rounded(view: np.ndarray, bits: float) -> np.ndarray:
-    """The weight [rows, positions, run] rounded to 8, 4, 2 or 1 bits with a scale per row.
+    """The weight [rows, positions, run] as codes of 8, 4, 3, 2 or 1 bits, a scale per row.
 
-    One bit is sign(w) mean|w|, the nearest two-valued weight: Rastegari et al. 2016, "XNOR-Net" (arXiv:1603.05279),
-    section 3.1. The others are those of quantize-weights.
+    One bit is quantize-binary's default, two bits quantize-ternary's, the others those of quantize-weights.
 
     >>> rounded(np.array([[[3.0, -1.0]]]), 1).tolist()
     [[[2.0, -2.0]]]
     """
-    if bits == 1:
-        scale = np.abs(view).mean(axis=(1, 2), keepdims=True)
-        return np.asarray(np.where(view < 0, -scale, scale), view.dtype)
-    found: np.ndarray = encode(view.astype(np.float32), (1, 2), int(bits)).decoded().astype(view.dtype)
+    method = Method("xnor") if bits == 1 else Method("uniform", int(bits))
+    rows = view.reshape(len(view), -1).astype(np.float32)
+    found: np.ndarray = encode(rows, method).decoded().reshape(view.shape).astype(view.dtype)
     return found
 
 

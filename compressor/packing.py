@@ -5,7 +5,7 @@ place: 8 per byte for 2 levels, 5 for 3, 4 for 4 and 2 for 16. For powers of two
 ONNX's INT4 and INT2. The subgraph looks a whole byte up in a table, so any codebook works, from operator set
 7 on:
 
-    bytes (uint8) -> Cast(int32) -> Gather(table[256, per byte], int8) -> Reshape -> [Slice] -> Reshape
+    bytes (uint8) -> Cast(int32) -> Gather(table[256, per byte], int8) -> Reshape
 
 onnxruntime evaluates it once, when it creates the session (it never does so with DequantizeLinear): the file
 is small and the graph that runs is the float, or int8, graph.
@@ -22,33 +22,33 @@ import onnx_ir as ir
 from compressor.graph import constant, opset, remove_dead
 
 
-def codes_per_byte(levels: int) -> int:
-    """How many codes of `levels` values fit into one byte; levels in 2..256.
+def codes_per_byte(levels: int, size: int = 256) -> int:
+    """How many codes of `levels` values fit into one byte, or into a word of `size` values; levels in 2..256.
 
-    >>> [codes_per_byte(levels) for levels in (2, 3, 4, 16, 256)]
-    [8, 5, 4, 2, 1]
+    >>> [codes_per_byte(levels) for levels in (2, 3, 4, 16, 256)], codes_per_byte(7, 2**16)
+    ([8, 5, 4, 2, 1], 5)
     """
     count = 1
-    while levels ** (count + 1) <= 256:
+    while levels ** (count + 1) <= size:
         count += 1
     return count
 
 
-def pack(codes: np.ndarray, levels: int) -> np.ndarray:
+def pack(codes: np.ndarray, levels: int, word: type[np.unsignedinteger] = np.uint8) -> np.ndarray:
     """Pack along the last axis: uint8 [..., n] with values in [0, levels) to uint8 [..., ceil(n / per byte)].
 
-    The last byte is filled with zeros.
+    The last byte is filled with zeros. Another `word` than a byte holds as many codes as fit into it.
 
     >>> pack(np.array([1, 2, 3], np.uint8), 16)
     array([33,  3], dtype=uint8)
     """
-    per = codes_per_byte(levels)
+    per = codes_per_byte(levels, int(np.iinfo(word).max) + 1)
     short = -codes.shape[-1] % per
     full = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, short)])
     digits = full.reshape(*codes.shape[:-1], full.shape[-1] // per, per)
-    result = np.zeros(digits.shape[:-1], np.uint8)
+    result = np.zeros(digits.shape[:-1], word)
     for place in range(per):
-        result += digits[..., place] * np.uint8(levels**place)
+        result += digits[..., place] * word(levels**place)
     return result
 
 
@@ -152,22 +152,6 @@ def at_start(model: ir.Model, weight: ir.Value, names: set[str]) -> Inserter:
     """The place before everything else in the graph that holds an initializer."""
     owner = next(g for g in model.graphs() if g.initializers.get(str(weight.name)) is weight)
     return Inserter(model, owner, owner[0], names)
-
-
-def emit_unpacked(place: Inserter, codes: np.ndarray, values: Sequence[int], name: str) -> ir.Value:
-    """Store `codes` packed and write the nodes that unpack them; the value is int8 with the codes' shape.
-
-    Args:
-        place: where the nodes go.
-        codes: uint8 of any shape, each an index into `values`.
-        values: the codebook; code i stands for values[i], in -128..127.
-        name: stem of the new names.
-    """
-    packed = pack(codes.reshape(-1), len(values))
-    digits = look_up(place, place.constant(f"{name}_packed", packed), values, name)
-    if (held := packed.size * codes_per_byte(len(values))) > codes.size:
-        digits = head(place, reshaped(place, digits, (held,), f"{name}_flat"), 0, codes.size, f"{name}_cut")
-    return reshaped(place, digits, codes.shape, f"{name}_codes")
 
 
 def look_up(place: Inserter, packed: ir.Value, values: Sequence[int], name: str) -> ir.Value:

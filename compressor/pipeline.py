@@ -11,6 +11,7 @@ Values are Python literals; a bare word is a string. In a recipe file passes may
 
 from __future__ import annotations
 
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -282,7 +283,10 @@ class Pipeline:
             changes.append(replace(change, latents={}, gradual=()))
             done.append(p)
         asked = [p.packs for p in done if p.packs is not None]
-        if asked[-1] if asked else unpacked:
+        sparse = asked[-1] if asked else unpacked
+        packed = _timed("low-bit storage", partial(_store_codes, work, context, sparse))
+        changes += [packed] if packed.touched else []
+        if sparse:
             changes.append(_timed("sparse storage", partial(_store, work, context)))
         return Compressed(work, Pipeline(*done), tuple(changes))
 
@@ -315,9 +319,19 @@ def _prepare(model: ir.Model, context: Context) -> Change:
 
 
 def _expand(model: ir.Model) -> bool:
-    from compressor.sparse_storage import expand
+    """Unpack what an earlier pipeline packed; True when weights were stored without their zeros."""
+    from compressor import sparse_storage
+    from compressor.low_bit import expanding
 
-    return expand(model)
+    unpacked = sparse_storage.expand(model)
+    expanding.expand(model)
+    return unpacked
+
+
+def _store_codes(model: ir.Model, context: Context, sparse: bool) -> Change:
+    from compressor.low_bit.storage import store
+
+    return store(model, context, sparse)
 
 
 def _store(model: ir.Model, context: Context) -> Change:
@@ -346,7 +360,7 @@ def _explain(cls: type[Pass], error: ValidationError) -> str:
     said = [_said(e["msg"]) for e in error.errors() if e["loc"][:1] == first["loc"][:1]]
     if not option:
         return f"{cls.name}: {said[0]}."
-    if first["type"] == "missing":
+    if first["type"] == "missing" and len(first["loc"]) == 1:
         return f"{cls.name}: option {option!r} is required; it has no default."
     return (
         f"{cls.name}: option {option!r} must be {' or '.join(dict.fromkeys(said))}, got {first['input']!r}."
@@ -354,4 +368,6 @@ def _explain(cls: type[Pass], error: ValidationError) -> str:
 
 
 def _said(message: str) -> str:
-    return message.removeprefix("Value error, ").removeprefix("Input should be ").rstrip(".")
+    said = message.removeprefix("Value error, ").removeprefix("Input should be ").rstrip(".")
+    sized = re.fullmatch(r"(Tuple|List) should have (at \w+ \d+ items?) after validation, not \d+", said)
+    return f"a {sized[1].lower()} of {sized[2]}" if sized else said

@@ -19,6 +19,8 @@ import numpy as np
 import onnx_ir as ir
 
 from compressor.graph import attribute, constant, is_constant, matches, rank, sole_consumer
+from compressor.low_bit.coded_weights import coded_value
+from compressor.low_bit.signs import signs
 
 COMPUTE = ("Conv", "Gemm", "MatMul")
 REQUANTIZE = ("Add", "Mul", "Concat", "GlobalAveragePool", "LeakyRelu", "Sigmoid")
@@ -75,6 +77,7 @@ class Plan:
         compute: Conv, Gemm and MatMul nodes that become integer kernels.
         made: values that an integer kernel produces; every consumer reads them through the pair.
         taken: float values that integer kernels read; only those read them through the pair.
+        held: values that stand on a grid of their own: binary activations.
         same: value -> the value whose grid it shares.
         bounds: value -> (low, high) that the activation before it allows.
         declined: node name -> why it stays float.
@@ -83,6 +86,7 @@ class Plan:
     compute: list[ir.Node] = field(default_factory=list)
     made: dict[ir.Value, None] = field(default_factory=dict)
     taken: dict[ir.Value, None] = field(default_factory=dict)
+    held: dict[ir.Value, None] = field(default_factory=dict)
     same: dict[ir.Value, ir.Value] = field(default_factory=dict)
     bounds: dict[ir.Value, tuple[float, float]] = field(default_factory=dict)
     readers: dict[ir.Value, list[ir.Node]] = field(default_factory=dict)
@@ -100,7 +104,12 @@ class Plan:
 
     def observed(self) -> list[str]:
         """Names of the values whose ranges are needed."""
-        return list(dict.fromkeys(str(self.root(v).name) for v in (*self.taken, *self.made)))
+        roots = (self.root(v) for v in (*self.taken, *self.made))
+        return list(dict.fromkeys(str(root.name) for root in roots if root not in self.held))
+
+    def is_integer(self, value: ir.Value) -> bool:
+        """Whether the value is made of integer codes, whoever reads it."""
+        return value in self.made or value in self.held
 
 
 def plan(model: ir.Model, selection: Selection, withdrawn: Iterable[str] = ()) -> Plan:
@@ -111,7 +120,9 @@ def plan(model: ir.Model, selection: Selection, withdrawn: Iterable[str] = ()) -
         selection: the user's choice.
         withdrawn: names of nodes that turned out not to fuse on the target.
     """
-    result = Plan()
+    found = signs(model)
+    result = Plan(held={sign.value: None for sign in found})
+    compared = {sign.comparison for sign in found}
     away = set(withdrawn)
     for node in model.graph:
         if node.op_type in COMPUTE and node.domain in ("", "ai.onnx"):
@@ -128,7 +139,7 @@ def plan(model: ir.Model, selection: Selection, withdrawn: Iterable[str] = ()) -
     chosen = set(result.compute)
     for node in model.graph:
         if node in chosen:
-            _add_compute(node, chosen, result)
+            _add_compute(node, chosen, compared, result)
         elif (
             node.op_type in (*REQUANTIZE, *SAME_GRID)
             and node.domain in ("", "ai.onnx")
@@ -178,13 +189,15 @@ def refusal(node: ir.Node) -> str | None:
     source, weight = node.inputs[0], node.inputs[1]
     if source is None or is_constant(source):
         return "its input is a constant"
-    if weight is None or not is_constant(weight):
+    array = stored_weight(weight)
+    if array is None:
         made_by = None if weight is None else weight.producer()
         decoded = made_by is not None and made_by.op_type == "DequantizeLinear"
         return "it is quantized already" if decoded else "its second operand is not a constant"
-    array = constant(weight)
-    if array is None or array.dtype.name != "float32" or not array.size:
-        return f"its weight is {'empty' if array is not None and not array.size else 'not float32'}"
+    if reason := _coded_refusal(node):
+        return reason
+    if array.dtype.name != "float32" or not array.size:
+        return f"its weight is {'not float32' if array.size else 'empty'}"
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is not None and not is_constant(bias):
         return "its bias is computed in the graph"
@@ -196,6 +209,31 @@ def refusal(node: ir.Node) -> str | None:
     if node.op_type == "MatMul":
         return None if array.ndim == 2 else "its weight is not a matrix"
     return _gemm_refusal(node, added)
+
+
+def stored_weight(value: ir.Value | None) -> np.ndarray | None:
+    """What a layer multiplies by, float: a constant, or what the codes of a coded weight stand for; None otherwise."""
+    coded = coded_value(value)
+    if coded is not None:
+        return coded.decoded()
+    return constant(value) if is_constant(value) else None
+
+
+def output_axis(node: ir.Node) -> int:
+    """The axis of a weight that counts the output channels."""
+    if node.op_type == "Conv":
+        return 0
+    return 0 if node.op_type == "Gemm" and attribute(node, "transB", 0) else 1
+
+
+def _coded_refusal(node: ir.Node) -> str | None:
+    """Why an integer kernel cannot read the codes of a coded weight; None where it can, or there are none."""
+    coded = coded_value(node.inputs[1])
+    if coded is None:
+        return None
+    if not coded.in_place:
+        return "the codes of its weight have scales per block, which no integer kernel takes"
+    return None if coded.axis == output_axis(node) else "the scales of its codes run along its inputs"
 
 
 def _gemm_refusal(node: ir.Node, bias: np.ndarray | None) -> str | None:
@@ -218,13 +256,16 @@ def _decline_bodies(model: ir.Model, result: Plan) -> None:
                 )
 
 
-def _add_compute(node: ir.Node, chosen: set[ir.Node], result: Plan) -> None:
+def _add_compute(node: ir.Node, chosen: set[ir.Node], compared: set[ir.Node], result: Plan) -> None:
     source = node.inputs[0]
     if source is None:
         return
     _reads(node, source, result)
     end, bounds = activation_end(node)
-    if node.op_type == "Conv" or _only_read_by(end, chosen):
+    reading = (
+        chosen if bounds is None else chosen | compared
+    )  # a Relu of floats would make the Gemm one of floats
+    if node.op_type == "Conv" or _only_read_by(end, reading):
         result.made[end] = None
         if bounds:
             result.bounds[end] = bounds
@@ -232,9 +273,9 @@ def _add_compute(node: ir.Node, chosen: set[ir.Node], result: Plan) -> None:
 
 def _add_follower(node: ir.Node, chosen: set[ir.Node], result: Plan) -> None:
     data = [v for v in _data_inputs(node) if v is not None]
-    if not any(v in result.made for v in data) or not _fits(node):
+    if not any(result.is_integer(v) for v in data) or not _fits(node):
         return
-    if not all(v in result.made or _is_read_by(v, chosen) for v in data):
+    if not all(result.is_integer(v) or _is_read_by(v, chosen) for v in data):
         return
     if node.op_type in SAME_GRID:
         if node.op_type != "MaxPool" and not _leads_to(node.outputs[0], chosen):
@@ -292,6 +333,6 @@ def _only_read_by(value: ir.Value, chosen: set[ir.Node]) -> bool:
 
 
 def _reads(node: ir.Node, value: ir.Value, result: Plan) -> None:
-    if value not in result.made:
+    if not result.is_integer(value):
         result.taken[value] = None
         result.readers.setdefault(value, []).append(node)

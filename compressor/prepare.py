@@ -36,6 +36,8 @@ _GROWING = (
     "EyeLike",
     "Trilu",
 )
+_OWN = "compressor."
+"""What the keys of metadata that passes write begin with."""
 _FOLD_BYTES = 128
 """What a node takes in the file, so that a constant of this size is no larger than the node that made it."""
 
@@ -140,10 +142,14 @@ def _name_nodes(model: ir.Model) -> None:
 
 
 def _forget_exporter_notes(model: ir.Model) -> None:
-    """Drop doc strings and metadata of nodes and values: stack traces of the exporter, often 10 % of a small file."""
+    """Drop doc strings and metadata of nodes and values: stack traces of the exporter, often 10 % of a small file.
+
+    What passes note on codes stays.
+    """
     for graph in model.graphs():
         for node in graph:
-            node.metadata_props.clear()
+            for key in [key for key in node.metadata_props if not key.startswith(_OWN)]:
+                del node.metadata_props[key]
             node.doc_string = None
             for value in node.outputs:
                 value.metadata_props.clear()

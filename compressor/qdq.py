@@ -16,8 +16,11 @@ from compressor import quantization as q
 from compressor.bias_correction import shift
 from compressor.clipping import Range
 from compressor.graph import add_initializer, attribute, constant, remove_dead
+from compressor.low_bit.coded_weights import CodedWeight, coded_value, rewrite
+from compressor.low_bit.codes import Codes
+from compressor.low_bit.signs import sign_of
 from compressor.packing import names_of
-from compressor.placement import Plan
+from compressor.placement import Plan, output_axis, stored_weight
 
 _SLOW_IN_INTEGERS = ("MaxPool", "AveragePool", "Softmax")
 _MOVES = ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Relu", "Clip")
@@ -70,6 +73,7 @@ class Writer:
         self.scheme = scheme
         self._grids: dict[ir.Value, tuple[ir.Value, ir.Value, q.Grid]] = {}
         self._weights: dict[tuple[ir.Value, int | None, bytes], ir.Value] = {}
+        self._zeros: dict[int, ir.Value] = {}
         self._names = names_of(model)
 
     def write(self) -> None:
@@ -87,6 +91,8 @@ class Writer:
     def grid(self, value: ir.Value) -> tuple[ir.Value, ir.Value, q.Grid]:
         """Scale, zero point (as graph values) and grid of an activation."""
         root = self.plan.root(value)
+        if (sign := sign_of(root)) is not None:
+            return sign.step, sign.zero_point, q.Grid(*map(_array, (sign.step, sign.zero_point)))
         if root not in self._grids:
             grid = self._choose(root)
             name = str(root.name)
@@ -196,10 +202,10 @@ class Writer:
         if weight is None or source is None:
             raise ValueError(f"{node.name}: an input is missing")
         grid = self.grid(source)[2]
-        array, bias = constant(weight), constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        array, bias = stored_weight(weight), constant(node.inputs[2]) if len(node.inputs) > 2 else None
         real, scale = self._weight(node, weight, bias, float(grid.scale))
         node.replace_input_with(1, real)
-        lost = None if array is None else self._lost(node, source, array, scale)
+        lost = None if array is None or real is weight else self._lost(node, source, array, scale)
         if lost is None and bias is None:
             return
         channels = self._channels(node, weight)
@@ -233,10 +239,13 @@ class Writer:
     def _weight(
         self, node: ir.Node, weight: ir.Value, bias: np.ndarray | None, step: float
     ) -> tuple[ir.Value, np.ndarray]:
-        tensor = ir.convenience.get_const_tensor(weight)
-        if tensor is None:
+        coded, array = coded_value(weight), stored_weight(weight)
+        if array is None:
             raise ValueError(f"{node.name}: no constant weight")
-        array = tensor.numpy()
+        if coded is not None and (held := self._held(coded, bias, step)) is not None:
+            if node.op_type != "Conv":  # which alone is fused without one
+                self._add_zero_point(coded)
+            return weight, held
         axis = output_axis(node) if self.scheme.per_channel else None
         grid = q.weight_grid(array, axis, self.scheme.bits)
         if bias is not None:
@@ -248,9 +257,36 @@ class Writer:
             value = self._store(f"{name}_quantized", codes.codes)
             scale = self._store(f"{name}_scale", codes.grid.scale)
             zero = self._store(f"{name}_zero_point", codes.grid.zero_point)
-            self.latents[str(value.name)] = tensor
+            self.latents[str(value.name)] = weight.const_value or ir.tensor(array)
             self._weights[key] = self._dequantized(node, value, scale, zero, axis)
         return self._weights[key], grid.scale
+
+    def _held(self, coded: CodedWeight, bias: np.ndarray | None, step: float) -> np.ndarray | None:
+        """The scale of codes that stay; None where they are too wide, or another layer needs another scale.
+
+        Where the int32 bias would overflow, which is next to a weight that hardly counts, the scale is raised. Codes of
+        -1, 0 and 1 stay then: n of them are worth n 255 / 2^31 of the bias at most.
+        """
+        codes, scale = coded.rows()
+        widest = int(np.abs(codes.astype(np.int16)).max(initial=0))
+        if widest >= 2 ** (self.scheme.bits - 1):
+            return None
+        grid = q.Grid(scale, np.zeros(scale.shape, np.int8))
+        needed = scale if bias is None else q.widen_for_bias(grid, bias.reshape(-1), step).scale
+        if np.array_equal(needed, scale):
+            return scale
+        if len(coded.layers) > 1:
+            return None
+        moved = codes if widest == 1 else np.rint(codes * (scale / needed)[:, None]).astype(np.int8)
+        rewrite(coded, Codes(moved, needed), coded.method)
+        return needed
+
+    def _add_zero_point(self, coded: CodedWeight) -> None:
+        channels = coded.rows().scale.size
+        if channels not in self._zeros:
+            self._zeros[channels] = self._store(f"{channels}_zeros", np.zeros(channels, np.int8))
+        coded.node.resize_inputs(3)
+        coded.node.replace_input_with(2, self._zeros[channels])
 
     def _dequantized(
         self, node: ir.Node, value: ir.Value, scale: ir.Value, zero: ir.Value | None, axis: int | None
@@ -265,8 +301,15 @@ class Writer:
         return real
 
     def _channels(self, node: ir.Node, weight: ir.Value) -> int:
-        array = constant(weight)
+        array = stored_weight(weight)
         return 0 if array is None else int(array.shape[output_axis(node)])
+
+
+def _array(value: ir.Value) -> np.ndarray:
+    array = constant(value)
+    if array is None:
+        raise ValueError(f"{value.name!r} is not a constant")
+    return array
 
 
 def is_pooled(value: ir.Value) -> bool:
@@ -275,13 +318,6 @@ def is_pooled(value: ir.Value) -> bool:
     while node is not None and node.op_type in _MOVES and node.inputs[0] is not None:
         node = node.inputs[0].producer()
     return node is not None and node.op_type in _SLOW_IN_INTEGERS
-
-
-def output_axis(node: ir.Node) -> int:
-    """The axis of a weight that counts the output channels."""
-    if node.op_type == "Conv":
-        return 0
-    return 0 if node.op_type == "Gemm" and attribute(node, "transB", 0) else 1
 
 
 def rank_of(value: ir.Value) -> int:

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compressor.graph import constant, is_constant, new_initializer, rank, sole_consumer
+from compressor.placement import stored_weight
 
 
 def matmul_add_to_gemm(graph: ir.Graph, node: ir.Node) -> ir.Node | None:
@@ -16,7 +17,7 @@ def matmul_add_to_gemm(graph: ir.Graph, node: ir.Node) -> ir.Node | None:
     """
     source, weight = node.inputs[0], node.inputs[1]
     add = sole_consumer(node.outputs[0])
-    array = constant(weight) if is_constant(weight) else None
+    array = stored_weight(weight)
     if (
         source is None
         or array is None
@@ -62,7 +63,7 @@ def _replace_wrapped(graph: ir.Graph, node: ir.Node, add: ir.Node, inputs: list[
         raise ValueError(f"{node.name}: no shape")
     name = str(node.name)
     made: list[ir.Node] = []
-    columns = constant(inputs[1])
+    columns = stored_weight(inputs[1])
     width, depth = (0, 0) if columns is None else (columns.shape[1], columns.shape[0])
     flat_shape = new_initializer(graph, f"{name}_rows", np.array([-1, depth], np.int64))
     flat = ir.node("Reshape", [source, flat_shape], name=f"{name}_flatten")

@@ -94,6 +94,12 @@ def expand(model: ir.Model) -> bool:
     return bool(found)
 
 
+def stored_bytes(weight: ir.Value) -> int | None:
+    """What a constant takes as bitmask and values; None when that is not less than it takes now."""
+    packed = _packed(weight)
+    return None if packed is None else _stored_bytes(weight, packed)
+
+
 def _packed(weight: ir.Value) -> tuple[np.ndarray, np.ndarray] | None:
     """The bitmask, and the fill value with the others behind it; None when that is no smaller."""
     unfit = weight.dtype not in _DTYPES or weight.is_graph_output() or weight.is_graph_input()

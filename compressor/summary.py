@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compressor.graph import FLOATS, SMALL_INTEGERS, attribute, constant, nodes
+from compressor.low_bit.reading import codes_of
 
 _PRODUCTS = ("Gemm", "MatMul", "MatMulInteger")
 _CONVOLUTIONS = ("Conv", "ConvInteger")
@@ -38,24 +39,24 @@ class Summary:
 
 def summarize(model: ir.Model) -> Summary:
     """Count; the model should have shapes (see `prepare.normalized`)."""
-    operators = Counter(node.op_type for node in nodes(model))
+    operators = operators_of(model)
     parameters = nonzero = 0
     for weight in weight_values(model):
-        array = constant(weight)
-        if array is None:
-            continue
-        table = _lookup(weight)
-        codes = array if table is None else table[array.astype(np.int64)]
-        packed = _codes_per_byte(weight)
-        parameters += codes.size * packed
-        nonzero += int(np.count_nonzero(codes)) * packed
-    return Summary(
-        dict(operators.most_common()), parameters, nonzero, macs(model), quantization_of(operators)
-    )
+        elements = _elements(weight)
+        parameters += elements.size
+        nonzero += int(np.count_nonzero(elements))
+    return Summary(operators, parameters, nonzero, macs(model), quantization_of(Counter(operators)))
+
+
+def operators_of(model: ir.Model) -> dict[str, int]:
+    """Type -> how often, the commonest first, bodies of If, Loop and Scan included."""
+    return dict(Counter(node.op_type for node in nodes(model)).most_common())
 
 
 def weight_values(model: ir.Model) -> list[ir.Value]:
     """Constants of a float or small integer type with two elements or more that are read; a shared one once.
+
+    int32 ones only where they are dequantized: they are biases then.
 
     Scales, zero points and tables that unpack codes do not count.
     """
@@ -64,9 +65,23 @@ def weight_values(model: ir.Model) -> list[ir.Value]:
         held = [*graph.initializers.values(), *(n.outputs[0] for n in graph if n.op_type == "Constant")]
         for value in held:
             tensor = ir.convenience.get_const_tensor(value)
-            if tensor is not None and _is_weight(tensor) and not _is_helper(value):
+            if tensor is None or not (_is_weight(tensor) or _is_bias(value, tensor)):
+                continue
+            if not _is_helper(value):
                 found.append(value)
     return found
+
+
+def constant_bytes(model: ir.Model) -> int:
+    """The bytes of all constants as they stand in the file, those of bodies and functions included."""
+    total = 0
+    for graph in model.graphs():
+        total += sum(v.const_value.nbytes for v in graph.initializers.values() if v.const_value is not None)
+    bodies = [model.graph.all_nodes(), *(function.all_nodes() for function in model.functions.values())]
+    for node in (node for body in bodies for node in body if node.op_type == "Constant"):
+        tensor = ir.convenience.get_const_tensor(node.outputs[0])
+        total += 0 if tensor is None else tensor.nbytes
+    return total
 
 
 def quantization_of(operators: Counter[str]) -> str:
@@ -150,6 +165,12 @@ def _is_weight(tensor: ir.TensorProtocol) -> bool:
     return tensor.dtype in (*FLOATS, *SMALL_INTEGERS) and tensor.size >= 2
 
 
+def _is_bias(value: ir.Value, tensor: ir.TensorProtocol) -> bool:
+    """True for int32 codes: of the integers of that size only those behind a DequantizeLinear are weights."""
+    coded = any(use.node.op_type == "DequantizeLinear" and use.idx == 0 for use in value.uses())
+    return coded and tensor.dtype == ir.DataType.INT32 and tensor.size >= 2
+
+
 def _is_helper(value: ir.Value) -> bool:
     """True for a constant that is read by no node, or only as a scale, zero point or table of codes."""
     return all(_helps(use.node, use.idx) for use in value.uses())
@@ -184,9 +205,12 @@ def _lookup(value: ir.Value) -> np.ndarray | None:
     return None
 
 
-def _codes_per_byte(value: ir.Value) -> int:
-    """How many codes MatMulNBits keeps in each byte of this value."""
-    bits = [
-        attribute(u.node, "bits", 4) for u in value.uses() if u.node.op_type == "MatMulNBits" and u.idx == 1
-    ]
-    return 8 // bits[0] if bits else 1
+def _elements(value: ir.Value) -> np.ndarray:
+    """The weights that a constant stands for, one by one, 0 where the weight is 0."""
+    array, table = constant(value), _lookup(value)
+    if array is None:
+        raise ValueError(f"{value.name} is no constant")
+    if table is not None:
+        return table[array.astype(np.int64)]
+    codes = codes_of(value)
+    return array if codes is None else codes

@@ -1,4 +1,4 @@
-"""Low-bit codes of a float weight, and the views of it in which channels and blocks share a scale.
+"""Low-bit codes of a float weight, by rounding with a scale from its largest element.
 
     w' = values[code] * scale        |w - w'| <= step / 2
 
@@ -8,13 +8,10 @@ section 2.
 
 from __future__ import annotations
 
-from math import prod
 from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
-
-from compressor.graph import attribute
 
 _HIGHEST = np.float32(2.0**127 * 1.9999)
 """Just below the largest float32, so that code * scale stays finite."""
@@ -80,27 +77,6 @@ def _half_steps(array: np.ndarray, widest: np.ndarray) -> Coded:
     return Coded(codes.astype(np.uint8), (-3, -1, 1, 3), scale)
 
 
-def matrix_shape(use: Use, shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """The shape [A, inputs, B] in which the middle axis runs over the inputs of an output channel."""
-    if use.node.op_type in ("Conv", "Gather"):
-        return shape[0], prod(shape[1:]), 1
-    axis = _input_axis(use, len(shape))
-    return prod(shape[:axis]), shape[axis], prod(shape[axis + 1 :])
-
-
-def channel_view(use: Use, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The shape to view a weight in, and the axes that share a scale when there is one per output channel."""
-    dims = len(shape)
-    if use.node.op_type in ("Conv", "Gather"):
-        return shape, tuple(range(1, dims))
-    if use.node.op_type != "ConvTranspose":
-        return shape, (_input_axis(use, dims),)
-    groups = attribute(use.node, "group", 1)
-    if groups == 1:
-        return shape, (0, *range(2, dims))
-    return (groups, shape[0] // groups, shape[1], prod(shape[2:])), (1, 3)
-
-
 def in_blocks(matrix: np.ndarray, block: int) -> np.ndarray:
     """[A, inputs, B] as [A, blocks, size, B], zeros at the end; of even size, `block` at most.
 
@@ -112,14 +88,3 @@ def in_blocks(matrix: np.ndarray, block: int) -> np.ndarray:
     size = -(-inputs // count)
     full = np.pad(matrix, ((0, 0), (0, count * size - inputs), (0, 0)))
     return full.reshape(matrix.shape[0], count, size, matrix.shape[2])
-
-
-def _input_axis(use: Use, dims: int) -> int:
-    node = use.node
-    if node.op_type == "MatMul" and use.idx == 1:
-        return dims - 2
-    if node.op_type in ("ConvTranspose", "Attention") or (
-        node.op_type == "Gemm" and not attribute(node, "transB", 0)
-    ):
-        return 0
-    return dims - 1

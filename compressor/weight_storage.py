@@ -1,4 +1,4 @@
-"""Three ways to store a quantized weight: decoded at load, decoded row by row, inside MatMulNBits."""
+"""Two ways to store a quantized weight that no other pass takes up: decoded row by row, inside MatMulNBits."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from compressor.graph import attribute, constant, rank
 from compressor.packing import (
     Inserter,
     codes_per_byte,
-    emit_unpacked,
     head,
     look_up,
     pack,
     reshaped,
     take_over,
 )
-from compressor.weight_codes import Coded, Use, channel_view, encode, in_blocks, matrix_shape
+from compressor.weight_codes import Coded, encode, in_blocks
 
 FLOAT = ir.DataType.FLOAT
 _NODE_BYTES = 400
@@ -31,42 +30,6 @@ class Stored(NamedTuple):
 
     bytes: int
     error: float
-
-
-def store_folded(place: Inserter, weight: ir.Value, use: Use, grid: tuple[int, int]) -> Stored | None:
-    """Codes and standard operators that decode them; onnxruntime evaluates those when it loads the model.
-
-    Args:
-        place: the start of the graph that holds the weight.
-        weight: a finite float32 constant. All its readers get the decoded value.
-        use: the reader that says which axes are inputs and outputs.
-        grid: bits (8, 4 or 2), and how many inputs at most share a scale (0: those of an output channel).
-
-    Returns:
-        None when the codes would take as much as the weight; nothing was changed then.
-    """
-    array, (bits, block) = _array(weight), grid
-    matrix = matrix_shape(use, array.shape)
-    blocked = 0 < block < matrix[1]
-    shape, axes = channel_view(use, array.shape)
-    view, axes = (in_blocks(array.reshape(matrix), block), (2,)) if blocked else (array.reshape(shape), axes)
-    coded = encode(view, axes, bits)
-    trimmed = _trimmed(coded.decoded(), matrix) if blocked else coded.decoded()
-    result = _measured(array, trimmed.reshape(array.shape), _packed_size(coded, bits, 1), coded.scale)
-    if result is None:
-        return None
-    name = str(weight.name)
-    real = _scaled(
-        place, _signed_value(place, coded, bits, name), place.constant(f"{name}_scale", coded.scale), name
-    )
-    if blocked and view.size > array.size:
-        wide = (matrix[0], view.shape[1] * view.shape[2], matrix[2])
-        real = head(place, reshaped(place, real, wide, f"{name}_wide"), 1, matrix[1], f"{name}_trimmed")
-    if blocked or view.shape != array.shape:
-        real = reshaped(place, real, array.shape, f"{name}_decoded")
-    real.type, real.shape = ir.TensorType(FLOAT), ir.Shape(array.shape)
-    weight.replace_all_uses_with(real)
-    return result
 
 
 def is_table(weight: ir.Value) -> bool:
@@ -84,8 +47,13 @@ def is_table(weight: ir.Value) -> bool:
 def store_rows(place: Inserter, weight: ir.Value, grid: tuple[int, int]) -> Stored | None:
     """Codes of a table [rows, width]; a Gather takes packed rows, and only those are decoded, at every run.
 
-    Arguments and result as for `store_folded`. All readers must be Gather along axis 0, indices of known
-    rank.
+    Args:
+        place: the start of the graph that holds the weight.
+        weight: a finite float32 constant; all its readers are Gather along axis 0, with indices of known rank.
+        grid: bits (8, 4 or 2), and how many columns at most share a scale (0: those of a row).
+
+    Returns:
+        None when the codes would take as much as the weight; nothing was changed then.
     """
     array, (bits, block) = _array(weight), grid
     rows, width = array.shape
@@ -112,8 +80,8 @@ def store_rows(place: Inserter, weight: ir.Value, grid: tuple[int, int]) -> Stor
 def store_for_kernel(place: Inserter, weight: ir.Value, grid: tuple[int, int]) -> Stored | None:
     """Codes as com.microsoft MatMulNBits takes them, [outputs, blocks, block * bits / 8].
 
-    Arguments and result as for `store_folded`, block at least 16. All readers must be MatMul(x, W) or Gemm
-    without transA, alpha and beta. Zero points are the default 2^(bits - 1). Source: onnxruntime
+    Arguments and result as for `store_rows`, block at least 16. All readers must be MatMul(x, W) or Gemm without
+    transA, alpha and beta. Zero points are the default 2^(bits - 1). Source: onnxruntime
     ContribOperators.
     """
     array, (bits, block) = _array(weight), grid
@@ -170,13 +138,6 @@ def _measured(array: np.ndarray, decoded: np.ndarray, codes: int, scale: np.ndar
 def _signed(codes: np.ndarray, coded: Coded) -> np.ndarray:
     """int8 values of 8-bit codes."""
     return (codes.astype(np.int16) + coded.values[0]).astype(np.int8)
-
-
-def _signed_value(place: Inserter, coded: Coded, bits: int, name: str) -> ir.Value:
-    """The int8 values in the graph: as they are for 8 bits, unpacked for fewer."""
-    if bits == 8:
-        return place.constant(f"{name}_codes", _signed(coded.codes, coded))
-    return emit_unpacked(place, coded.codes, coded.values, name)
 
 
 def _scaled(place: Inserter, codes: ir.Value, scale: ir.Value, name: str) -> ir.Value:

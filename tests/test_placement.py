@@ -10,7 +10,11 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
+from compressor.low_bit.coded_weights import rows_of, write
+from compressor.low_bit.codes import Method
+from compressor.low_bit.methods import encode
 from compressor.placement import Plan, Selection, activation_end, plan, refusal
+from compressor.pruning.prunable import weights
 
 ONE = "(float[1,4,8,8] x) => (float[1,4,8,8] y)"
 SAME = "<pads=[1,1,1,1]>"
@@ -189,3 +193,35 @@ def test_a_selection_says_what_it_refuses() -> None:
     assert Selection(include=("other*",)).refuses(node) == "no include pattern fits it"
     assert Selection(exclude=("w",)).refuses(node) == "excluded"
     assert Selection(operators=("MatMul",), products=frozenset({"y"})).refuses(node) is None
+
+
+def coded(model: ir.Model, block: int = 0) -> ir.Model:
+    """The model with its weights as ternary codes."""
+    for weight in weights(model)[0].values():
+        write(model, weight, encode(rows_of(weight, block), Method("twn")), Method("twn"), block)
+    return model
+
+
+def test_weights_that_stand_as_codes_are_taken_and_those_quantized_by_others_are_not() -> None:
+    model = coded(build(f"y=Conv{SAME}(x,w)", w=W))
+    (node,) = plan(model, Selection()).compute
+    assert refusal(node) is None
+    decoder = node.inputs[1].producer()  # type: ignore[union-attr]
+    decoder.metadata_props.clear()  # type: ignore[union-attr]
+    assert refusal(node) == "it is quantized already"
+
+
+def test_codes_that_no_integer_kernel_can_read_are_refused() -> None:
+    (node,) = (n for n in coded(build(f"y=Conv{SAME}(x,w)", w=W), block=16).graph if n.op_type == "Conv")
+    assert refusal(node) == "the codes of its weight have scales per block, which no integer kernel takes"
+    matrix = np.ones((4, 4), np.float32)
+    body = "a=Gather(w,i) b=MatMul(x,w) y=Add(a,b)"
+    model = build(body, "(float[1,4] x, int64[1] i) => (float[1,4] y)", w=matrix)
+    weight = weights(model)[0]["w"]
+    coded_by_rows = encode(rows_of(weight), Method("twn"))
+    (gather, matmul, _) = model.graph
+    write(model, weight, coded_by_rows, Method("twn"))
+    decoder = matmul.inputs[1].producer()  # type: ignore[union-attr]
+    decoder.attributes.add(ir.AttrInt64("axis", 0))  # type: ignore[union-attr]
+    assert gather.inputs[0] is matmul.inputs[1]
+    assert refusal(matmul) == "the scales of its codes run along its inputs"

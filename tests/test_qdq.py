@@ -11,8 +11,13 @@ import onnx_ir as ir
 import pytest
 
 from compressor.clipping import Range
-from compressor.placement import Selection, plan
-from compressor.qdq import Scheme, Writer, is_pooled, output_axis
+from compressor.low_bit.coded_weights import coded_weights, rows_of
+from compressor.low_bit.coded_weights import write as write_codes
+from compressor.low_bit.codes import Method
+from compressor.low_bit.methods import encode
+from compressor.placement import Selection, output_axis, plan
+from compressor.pruning.prunable import weights
+from compressor.qdq import Scheme, Writer, is_pooled
 
 ONE = "(float[1,4,8,8] x) => (float[1,4,8,8] y)"
 SAME = "<pads=[1,1,1,1]>"
@@ -170,3 +175,80 @@ def test_symmetric_ranges_behind_a_clip_reach_its_ceiling() -> None:
     writer = Writer(ready, found, ranges, Scheme(activations="int8", symmetric=True))
     clipped = next(v for v in found.made if v.name == "b")
     assert float(writer.grid(clipped)[2].scale) * 127 == pytest.approx(6.0, rel=1e-6)
+
+
+def coded(model: ir.Model, method: Method) -> ir.Model:
+    """The model with its weights as codes."""
+    for weight in weights(model)[0].values():
+        write_codes(model, weight, encode(rows_of(weight), method), method)
+    return model
+
+
+def test_codes_and_their_scale_stay_as_they_are() -> None:
+    model = coded(build(f"y=Conv{SAME}(x,w,b)", w=W, b=W[:, 0, 0, 0]), Method("twn"))
+    before = coded_weights(model)[0].rows()
+    write(model, {})
+    (found,) = coded_weights(model)
+    assert np.array_equal(found.rows().codes, before.codes)
+    assert np.array_equal(found.rows().scale, before.scale)
+    bias = next(v for name, v in model.graph.initializers.items() if name.startswith("b_scale"))
+    grid = next(v for name, v in model.graph.initializers.items() if name.startswith("x_scale"))
+    product = grid.const_value.numpy() * before.scale  # type: ignore[union-attr]
+    assert np.array_equal(bias.const_value.numpy(), product)  # type: ignore[union-attr]
+
+
+def test_a_gemm_gets_a_zero_point_without_which_it_is_not_fused_and_one_of_a_size_serves_all() -> None:
+    body = "a=Gemm(x,v) y=Gemm(a,w)"
+    model = build(body, "(float[1,4] x) => (float[1,4] y)", v=W[:, :, 0, 0], w=W[:, :, 1, 1])
+    write(coded(model, Method("twn")), {})
+    points = {found.node.inputs[2] for found in coded_weights(model)}
+    (point,) = points
+    assert point is not None
+    assert not point.const_value.numpy().any()  # type: ignore[union-attr]
+    conv = coded(build(f"y=Conv{SAME}(x,w)", w=W), Method("twn"))
+    write(conv, {})
+    assert len(coded_weights(conv)[0].node.inputs) == 2
+
+
+def test_codes_that_are_too_wide_for_seven_bits_are_rounded_again() -> None:
+    model = coded(build(f"y=Conv{SAME}(x,w)", w=W), Method("uniform", 8))
+    before = coded_weights(model)[0].decoded()
+    write(model, {}, bits=7)
+    assert coded_weights(model) == []
+    codes = model.graph.initializers["w_quantized"].const_value.numpy()  # type: ignore[union-attr]
+    scale = model.graph.initializers["w_scale_1"].const_value.numpy()  # type: ignore[union-attr]
+    assert np.abs(codes).max() == 63
+    np.testing.assert_allclose(codes * scale.reshape(4, 1, 1, 1), before, atol=scale.max() / 2 * 1.01)
+    narrow = coded(build(f"y=Conv{SAME}(x,w)", w=W), Method("twn"))
+    write(narrow, {}, bits=7)
+    assert len(coded_weights(narrow)) == 1
+
+
+@pytest.mark.parametrize("method", [Method("twn"), Method("uniform", 8)])
+def test_a_scale_too_small_for_the_bias_is_raised(method: Method) -> None:
+    tiny = W.copy()
+    tiny[1] *= 2.0**-60
+    model = coded(build(f"y=Conv{SAME}(x,w,b)", w=tiny, b=np.ones(4, np.float32)), method)
+    codes, scale = coded_weights(model)[0].rows()
+    write(model, {})
+    (found,) = coded_weights(model)
+    after = found.rows()
+    others = [0, 2, 3]
+    assert np.array_equal(after.scale[others], scale[others])
+    assert np.array_equal(after.codes[others], codes[others])
+    assert after.scale[1] > 2.0**-45
+    assert np.array_equal(after.codes[1], codes[1] if method.name == "twn" else 0 * codes[1])
+    bias = model.graph.initializers["b_quantized"].const_value.numpy()  # type: ignore[union-attr]
+    step = model.graph.initializers["b_scale"].const_value.numpy()  # type: ignore[union-attr]
+    assert (np.abs(bias * step.astype(np.float64) - 1) <= step * 0.51).all()
+
+
+def test_a_layer_that_needs_another_scale_than_the_next_gets_codes_of_its_own() -> None:
+    tiny = W.copy()
+    tiny[1] *= 2.0**-60
+    body = f"a=Conv{SAME}(x,w,b) y=Conv{SAME}(a,w,b)"
+    model = coded(build(body, w=tiny, b=np.ones(4, np.float32)), Method("twn"))
+    write(model, {})
+    (left,) = coded_weights(model)
+    assert [use.node.name for use in left.layers] == ["y"]
+    assert "w_quantized" in model.graph.initializers

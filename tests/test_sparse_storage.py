@@ -12,7 +12,7 @@ from compressor.graph import constant
 from compressor.inspection import inspect
 from compressor.pipeline import Change, Pass
 from compressor.runtime import Session, Setup, optimized_graph, to_bytes
-from compressor.sparse_storage import expand, store, worthwhile
+from compressor.sparse_storage import expand, store, stored_bytes, worthwhile
 from tests.conftest import build, drawn
 
 HEADER = '<ir_version: 8, opset_import: ["" : {opset}]>'
@@ -62,6 +62,17 @@ def test_onnxruntime_unpacks_what_was_packed(seed: int, share: float, dtype: typ
     store(model)
     made = Session(model, Setup()).run({"i": np.zeros(1, dtype)})[0]
     assert made.tobytes() == array.tobytes()
+
+
+def test_says_what_a_tensor_would_take_before_it_is_stored() -> None:
+    few, many = product(sparse(90, 110, share=0.95)), product(sparse(90, 110, share=0.01))
+    told = stored_bytes(few.graph.initializers["w"])
+    assert told is not None
+    before = size(few)
+    store(few)
+    table = 2500  # the model's, not the tensor's
+    assert size(few) < before - 90 * 110 * 4 + told + table
+    assert stored_bytes(many.graph.initializers["w"]) is None
 
 
 def test_negative_zero_is_a_value_of_its_own() -> None:

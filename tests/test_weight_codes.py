@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressor.weight_codes import Use, channel_view, encode, in_blocks, matrix_shape
+from compressor.weight_codes import encode, in_blocks
 
 ROUNDING = 1 + 2.0**-20
 """Scale, quotient and product are each rounded to float32 once: 2^-24 of the value, at most 127 steps."""
@@ -49,29 +48,3 @@ def test_blocks_are_of_even_size_and_padded_with_zeros() -> None:
     blocks = in_blocks(np.arange(1, 8, dtype=np.float32).reshape(1, 7, 1), 4)
     assert blocks.shape == (1, 2, 4, 1)
     assert blocks.reshape(-1).tolist() == [1, 2, 3, 4, 5, 6, 7, 0]
-
-
-def _use(operator: str, index: int = 1, **attributes: int) -> Use:
-    return Use(ir.node(operator, [None, None, None], attributes), index)
-
-
-@pytest.mark.parametrize(
-    ("use", "shape", "matrix", "view", "axes"),
-    [
-        (_use("Conv"), (8, 3, 5, 5), (8, 75, 1), (8, 3, 5, 5), (1, 2, 3)),
-        (_use("ConvTranspose"), (8, 3, 5, 5), (1, 8, 75), (8, 3, 5, 5), (0, 2, 3)),
-        (_use("ConvTranspose", group=2), (8, 3, 5, 5), (1, 8, 75), (2, 4, 3, 25), (1, 3)),
-        (_use("Gemm"), (6, 4), (1, 6, 4), (6, 4), (0,)),
-        (_use("Gemm", transB=1), (4, 6), (4, 6, 1), (4, 6), (1,)),
-        (_use("MatMul"), (2, 6, 4), (2, 6, 4), (2, 6, 4), (1,)),
-        (_use("MatMul", 0), (4, 6), (4, 6, 1), (4, 6), (1,)),
-        (_use("LSTM"), (2, 16, 6), (32, 6, 1), (2, 16, 6), (2,)),
-        (_use("Gather", 0), (9, 6), (9, 6, 1), (9, 6), (1,)),
-        (_use("Attention"), (6, 18), (1, 6, 18), (6, 18), (0,)),
-    ],
-)
-def test_scales_run_over_the_output_channels_of_each_operator(
-    use: Use, shape: tuple[int, ...], matrix: tuple[int, ...], view: tuple[int, ...], axes: tuple[int, ...]
-) -> None:
-    assert matrix_shape(use, shape) == matrix
-    assert channel_view(use, shape) == (view, axes)

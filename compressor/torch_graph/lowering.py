@@ -19,6 +19,7 @@ from compressor.torch_graph import (
     quantizers,
     recurrence,
     shape_arithmetic,
+    signs,
 )
 from compressor.torch_graph.attributes import schema
 from compressor.torch_graph.conversions import beside, first, from_host, item, to_host
@@ -30,6 +31,7 @@ from compressor.torch_graph.weights import Weights
 _WAYS = (
     folding.lower_constant,
     control_flow.lower,
+    signs.lower,
     quantizers.lower,
     folding.lower,
     shape_arithmetic.lower,

@@ -2,7 +2,7 @@
 
 An initializer is a parameter when it is a floating-point tensor in the place where operators have weights, directly
 or behind a chain of Transpose, Reshape, Cast and the like. Everything else (statistics, quantizer scales, masks,
-normalization constants of the input) is a buffer.
+normalization constants of the input) is a buffer. Binary activations train their thresholds and scales.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compressor.graph import FLOATS, nodes
+from compressor.low_bit.signs import signs
 
 _ANY = (0, 1)
 WEIGHTS: dict[str, tuple[int, ...]] = {
@@ -102,10 +103,11 @@ def scales(model: ir.Model) -> list[ir.Value]:
 
 def trainable(model: ir.Model) -> list[ir.Value]:
     """The values that training changes, in the order of the file."""
+    levels = {value for sign in signs(model) for value in (sign.threshold, sign.step)}
     return [
         value
         for value in constants(model)
-        if _is_float(value) and _is_weight(value) and not _is_progression(value)
+        if value in levels or (_is_float(value) and _is_weight(value) and not _is_progression(value))
     ]
 
 

@@ -6,7 +6,7 @@ import onnx_ir as ir
 from torch import fx
 
 from compressor.errors import OptionError
-from compressor.qdq import output_axis
+from compressor.placement import output_axis
 from compressor.torch_graph.writing import NAMES
 from compressor.training.depths import Use, layer_uses
 from compressor.training.options import Training

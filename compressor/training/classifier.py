@@ -14,8 +14,8 @@ import onnx_ir as ir
 from compressor.data import Samples, synthetic
 from compressor.errors import CompressorError
 from compressor.graph import FLOATS, attribute, constant, is_constant, new_initializer, sole_consumer
+from compressor.placement import output_axis
 from compressor.prepare import infer_shapes
-from compressor.qdq import output_axis
 from compressor.runtime import Session, Setup
 from compressor.training.depths import Use
 from compressor.training.initialization import draw, layout

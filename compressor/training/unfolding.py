@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from compressor.graph import add_initializer, attribute, constant, is_constant, sole_consumer, unique_name
-from compressor.qdq import output_axis
+from compressor.placement import output_axis
 from compressor.torch_graph.writing import NAMES
 from compressor.training.dropouts import output_layers
 

@@ -13,8 +13,14 @@ from onnx import TensorProto, helper, numpy_helper
 from compressor import quantization as q
 from compressor.errors import OptionError
 from compressor.graph import constant, nodes, opset
+from compressor.low_bit.coded_weights import coded_weights, integer_operands, rows_of, write
+from compressor.low_bit.codes import Method
+from compressor.low_bit.expanding import expand
+from compressor.low_bit.methods import encode
+from compressor.low_bit.storage import store
 from compressor.pipeline import Change, Context, Pipeline
 from compressor.prepare import infer_shapes
+from compressor.pruning.prunable import weights
 from compressor.runtime import Session, optimized_graph, to_bytes
 from passes.quantize_dynamic import QuantizeDynamic
 
@@ -375,3 +381,79 @@ def test_the_result_is_the_same_each_time_and_options_survive_the_text_form() ->
     held = Pipeline(quantizer(granularity="tensor", exclude=("a*", "b")).resolved(Context()))
     assert Pipeline.parse(str(held)) == held
     assert "auto" not in str(held)
+
+
+def coded(model: ir.Model, block: int = 0, method: Method = Method("twn")) -> ir.Model:  # noqa: B008
+    """The model with its weights as codes."""
+    for weight in list(weights(model)[0].values()):
+        write(model, weight, encode(rows_of(weight, block), method), method, block)
+    return model
+
+
+@pytest.mark.parametrize("transposed", [0, 1])
+@pytest.mark.parametrize("numbers", [{}, {"alpha": -2.0}])
+def test_a_product_takes_the_codes_of_its_weight_as_they_are(
+    transposed: int, numbers: dict[str, float]
+) -> None:
+    array, shift = normal(64, 48), normal(48)
+    made = [node("Gemm", ["x", "w", "b"], ["y"], transB=transposed, **numbers)]
+    model = coded(
+        build(made, {"w": np.ascontiguousarray(array.T) if transposed else array, "b": shift}, [3, 64])
+    )
+    (before,) = coded_weights(model)
+    codes, decoded = before.rows().codes, before.decoded()
+    work, change = apply(model)
+    (held,) = integer_operands(work)
+    assert np.array_equal(constant(held), codes.T)  # type: ignore[arg-type]
+    assert change.touched == ("Gemm_y",)
+    assert operators(optimized_graph(work)) == {"DynamicQuantizeMatMul": 1}
+    weight, x = (decoded.T if transposed else decoded) * numbers.get("alpha", 1), normal(3, 64)
+    np.testing.assert_array_less(np.abs(run(work, x) - (x @ weight + shift)), bound(x, weight) + 1e-4)
+
+
+def test_codes_in_a_product_are_packed_and_come_back() -> None:
+    model = coded(build([node("MatMul", ["x", "w"], ["y"])], {"w": normal(96, 64)}, [3, 96]))
+    work, _ = apply(model)
+    (before,) = (constant(value) for value in integer_operands(work))
+    x, size = normal(3, 96), len(to_bytes(work))
+    expected = run(work, x)
+    store(work, Context())
+    assert len(to_bytes(work)) < size - 2000
+    assert np.array_equal(run(work, x), expected)
+    expand(work)
+    (after,) = (constant(value) for value in integer_operands(work))
+    assert np.array_equal(after, before)  # type: ignore[arg-type]
+
+
+def test_codes_that_are_too_wide_for_seven_bits_are_rounded_again() -> None:
+    single = build([node("MatMul", ["x", "w"], ["y"])], {"w": normal(64, 48)}, [3, 64])
+    work, _ = apply(coded(single, method=Method("uniform", 8)), reduce_range=True)
+    assert not integer_operands(work)
+    codes = next(n.inputs[1] for n in nodes(work) if n.op_type == "MatMulInteger")
+    assert np.abs(constant(codes)).max() <= 63  # type: ignore[arg-type]
+
+
+def test_an_attention_takes_the_codes_of_its_weight() -> None:
+    made = [node("Attention", ["x", "w", "b"], ["y"], num_heads=2, domain="com.microsoft")]
+    model = build(made, {"w": normal(16, 48), "b": normal(48)}, [1, 5, 16])
+    codes = coded_weights(coded(model))[0].rows().codes
+    work, _ = apply(model)
+    (held,) = integer_operands(work)
+    assert np.array_equal(constant(held), codes.T)  # type: ignore[arg-type]
+    assert operators(optimized_graph(work))["QAttention"] == 1
+
+
+def test_codes_that_have_no_integer_form_stay_with_a_reason() -> None:
+    plain = [node("MatMul", ["x", "w"], ["y"])]
+    square = {"w": normal(64, 64)}
+    assert apply(coded(build(plain, square, [3, 64]), 16))[1].declined["MatMul_y"] == (
+        "the codes of its weight have scales per block, which no integer kernel takes"
+    )
+    turned = coded(build(plain, square, [3, 64]))
+    coded_weights(turned)[0].node.attributes.add(ir.AttrInt64("axis", 0))
+    assert apply(turned)[1].declined["MatMul_y"] == "the scales of its codes run along its inputs"
+    lstm = [node("LSTM", ["x", "w", "r"], ["y"], hidden_size=16)]
+    model = coded(build(lstm, {"w": normal(1, 64, 32), "r": normal(1, 64, 16)}, [5, 1, 32]))
+    assert apply(model)[1].declined["LSTM_y"] == (
+        "its weight stands as codes, which no dynamic integer LSTM takes"
+    )
