@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -11,6 +11,7 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from compressor.data import Samples
+from compressor.low_bit.coded_weights import CodedWeight, coded_weights
 from compressor.pipeline import Context
 from compressor.torch_graph import to_torch
 from compressor.torch_graph.values import to_value
@@ -18,8 +19,9 @@ from compressor.torch_graph.writing import NAMES
 from compressor.training.initialization import initialized
 from compressor.training.machine import Machine, machine
 from compressor.training.options import Training
+from compressor.training.projections import projection
 from compressor.training.prunable_weights import add_masks
-from compressor.training.ranges import largest_scales, learn_relatively
+from compressor.training.ranges import largest_scales, learn_relatively, levels
 from compressor.training.splits import hold_out
 from compressor.training.working_copy import WorkingCopy
 from compressor.training.zeros import keep_zeros
@@ -50,14 +52,31 @@ class Bench:
 
 def set_up(copy: WorkingCopy, options: Training, context: Context) -> Bench:
     """The module with its weights drawn and masked as asked, and the samples in their parts."""
-    network = to_torch(copy.model, learn_ranges=options.learn_ranges)
+    coded = coded_weights(copy.source)
+    learn = options.learn_ranges is True or (options.learn_ranges == "auto" and bool(coded))
+    network = to_torch(copy.model, learn_ranges=learn)
     _draw(network, copy.model, options, context.seed)
+    scales = _project(network, coded, learn)
     masked = keep_zeros(network) if options.keep_zeros else {}
     add_masks(network, context.gradual)
-    if options.learn_ranges:
-        learn_relatively(network, largest_scales(copy.model))
+    learn_relatively(network, (largest_scales(copy.model) if learn else {}) | levels(copy.model))
     train, evaluation = _parts(context, options)
-    return Bench(copy, network, train, evaluation, machine(options), _parameters(network), masked)
+    parameters = _parameters(network) | scales
+    return Bench(copy, network, train, evaluation, machine(options), parameters, masked)
+
+
+def _project(network: fx.GraphModule, weights: Sequence[CodedWeight], learn: bool) -> dict[str, nn.Parameter]:
+    """Give the weights of few bits their projections; name -> each scale that is trained."""
+    trained: dict[str, nn.Parameter] = {}
+    for coded in weights:
+        path = network.meta[NAMES].get(str(coded.node.outputs[0].name))
+        if path is None:
+            continue
+        made = projection(coded.axis, coded.method, coded.rows(), learn)
+        folder, _, leaf = path.rpartition(".")
+        parametrize.register_parametrization(network.get_submodule(folder), leaf, made)
+        trained |= {str(coded.scale.name): parameter for parameter in made.parameters()}
+    return trained
 
 
 def _parts(context: Context, options: Training) -> tuple[Samples, Samples]:

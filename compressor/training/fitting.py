@@ -14,6 +14,7 @@ from compressor.pipeline import Change, Context
 from compressor.prepare import adopt
 from compressor.torch_graph import write_back
 from compressor.torch_graph.own_statistics import separate
+from compressor.torch_graph.writing import NAMES
 from compressor.training import callbacks, continual, gradual, probing, reporting
 from compressor.training.augmentation import augmenter
 from compressor.training.batch_axis import free_batch
@@ -27,6 +28,8 @@ from compressor.training.freezing import frozen
 from compressor.training.loading import Loader, loader, open_source
 from compressor.training.optimizers import optimizer, parameter_groups
 from compressor.training.options import Training
+from compressor.training.progression import Progression
+from compressor.training.projections import encoded, projections
 from compressor.training.recalibration import recalibrate
 from compressor.training.replaying import replayed
 from compressor.training.schedules import plateau
@@ -70,10 +73,12 @@ def fit(model: ir.Model, options: Training, context: Context) -> Change:
         figures = old.score(bench, "before") if old else {}
         pruning = gradual.Pruning(bench.network, context.gradual, options) if context.gradual else None
         constraints = _constraints(bench, options, student)
-        hooks = [*filter(None, [pruning]), *constraints, _keeper(student, before, pruning is not None)]
+        steps = [*filter(None, [pruning]), *_progression(bench, options)]
+        hooks = [*steps, *constraints, _keeper(student, before, pruning is not None)]
         run(student, bench.machine, options, context, hooks, checkpoint)
         figures |= old.score(bench, "after") if old else {}
-    finished = copy.finished(write_back(student.network.cpu(), copy.model))
+    network = student.network.cpu()
+    finished = copy.finished(write_back(network, copy.model), encoded(network, network.meta[NAMES]))
     touched = reporting.changed(model, finished)
     adopt(model, finished)
     figures = reporting.figures(student, context, before) | figures
@@ -104,6 +109,12 @@ def _fitted(context: Context, model: ir.Model) -> Context:
 
     train, data, old = context.train, context.data, context.old
     return replace(context, train=opened(train, "train"), data=opened(data, "data"), old=opened(old, "old"))
+
+
+def _progression(bench: Bench, options: Training) -> list[Progression]:
+    """The callback that puts codes of few bits into force on the way; none where all have them at once."""
+    wanted = options.progressive != "none" and bool(projections(bench.network))
+    return [Progression(bench.network, options)] if wanted else []
 
 
 def _keeper(student: Student, before: float, trained_only: bool) -> callbacks.Keeper:

@@ -51,7 +51,7 @@ class Pruning(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Say whether cuts are still to come."""
-        pl_module.settled = self._finished
+        pl_module.settle("pruning", self._finished)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Make the cuts that are due before the first step."""
@@ -77,7 +77,7 @@ class Pruning(pl.Callback):
                 course.cut(due)
                 if course.plan.rewind and trainer.global_step:
                     self._rewind(trainer.optimizers)
-        pl_module.settled = self._finished
+        pl_module.settle("pruning", self._finished)
 
     @property
     def _finished(self) -> bool:

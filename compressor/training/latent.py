@@ -19,6 +19,9 @@ import numpy as np
 import onnx_ir as ir
 
 from compressor.graph import add_initializer, attribute, constant, is_constant, nodes, unique_name
+from compressor.low_bit.coded_weights import CodedWeight, coded_weights
+from compressor.low_bit.codes import Codes
+from compressor.low_bit.methods import encode, recode
 from compressor.torch_graph.parameters import constants
 from compressor.torch_graph.quantizers import LIMITS
 
@@ -34,6 +37,8 @@ _HALF = 0.5 + 2.0**-10
 """In steps: how far a float may be from what its code stands for. Codes of up to 255 are divided out in float32."""
 NONE_KNOWN: Mapping[str, ir.TensorProtocol] = MappingProxyType({})
 """No float behind any code."""
+NONE_TRAINED: Mapping[str, Codes] = MappingProxyType({})
+"""No weight of few bits."""
 
 
 def lift(model: ir.Model, floats: Mapping[str, ir.TensorProtocol] = NONE_KNOWN) -> ir.Model:
@@ -44,6 +49,8 @@ def lift(model: ir.Model, floats: Mapping[str, ir.TensorProtocol] = NONE_KNOWN) 
         floats: name of codes -> the floats that they round. Those of codes that were changed since are not used.
     """
     lifted = model.clone()
+    for coded in coded_weights(lifted):
+        _free(coded, floats.get(str(coded.codes.name)))
     latents: dict[ir.Value, ir.Value] = {}
     for node in list(_decoders(lifted)):
         codes, graph = node.inputs[0], node.graph
@@ -62,12 +69,13 @@ def lift(model: ir.Model, floats: Mapping[str, ir.TensorProtocol] = NONE_KNOWN) 
     return lifted
 
 
-def settle(trained: ir.Model, model: ir.Model) -> ir.Model:
+def settle(trained: ir.Model, model: ir.Model, codes: Mapping[str, Codes] = NONE_TRAINED) -> ir.Model:
     """A copy of `model` with the codes, and the scales, that the trained latents stand for.
 
     Args:
         trained: `lift(model)` with trained values.
         model: the quantized model.
+        codes: name of each latent weight of few bits -> its codes, which may since have been scaled row by row.
     """
     settled = model.clone()
     values = {str(value.name): _array(value) for value in constants(trained)}
@@ -75,14 +83,60 @@ def settle(trained: ir.Model, model: ir.Model) -> ir.Model:
         array = values.get(str(value.name))
         if array is not None and array.dtype == _array(value).dtype:
             _put(value, array)
+    for coded in coded_weights(settled):
+        name = str(coded.node.outputs[0].name)
+        if name in codes:
+            _put_codes(coded, codes[name], values[name])
     for node in _decoders(settled):
         _step_bias_scale(node)
     for node in _decoders(settled):
-        codes = node.inputs[0]
-        latent = None if codes is None else values.get(f"{codes.name}{LATENT}")
-        if codes is not None and latent is not None:
-            _put(codes, _encoded(node, latent))
+        stored = node.inputs[0]
+        latent = None if stored is None else values.get(f"{stored.name}{LATENT}")
+        if stored is not None and latent is not None:
+            _put(stored, _encoded(node, latent))
     return settled
+
+
+def _free(coded: CodedWeight, known: ir.TensorProtocol | None) -> None:
+    """Put the latent weight, under the name of what the codes stand for, in the place of codes and decoder."""
+    graph, out = coded.node.graph, coded.node.outputs[0]
+    if not isinstance(graph, ir.Graph):
+        raise ValueError(f"{coded.name}: codes outside of a graph")
+    name, out.name = str(out.name), f"{out.name}_decoded"
+    latent = add_initializer(graph, name, _latent(coded, known))
+    ir.convenience.replace_all_uses_with(out, latent)
+    graph.remove(coded.node, safe=True)
+
+
+def _latent(coded: CodedWeight, known: ir.TensorProtocol | None) -> np.ndarray:
+    """The known floats where they have these codes, else what the codes stand for; float32, of the codes' shape."""
+    axis, codes = coded.axis, coded.rows()
+    moved = np.moveaxis(_array(coded.codes), axis, 0).shape
+    decoded = codes.decoded()
+    if known is not None and known.size == decoded.size:
+        floats = np.moveaxis(known.numpy().reshape(_array(coded.codes).shape), axis, 0)
+        rows = np.ascontiguousarray(floats.reshape(decoded.shape), np.float32)
+        if coded.method.name == "twn":  # its thresholds follow from all weights of a row
+            decoded = rows if np.array_equal(encode(rows, coded.method).codes, codes.codes) else decoded
+        else:
+            decoded = np.where(recode(rows, codes, coded.method).codes == codes.codes, rows, decoded)
+    return np.ascontiguousarray(np.moveaxis(decoded.reshape(moved), 0, axis))
+
+
+def _put_codes(coded: CodedWeight, codes: Codes, values: np.ndarray) -> None:
+    """Store codes, and the scale that `values` are codes times; a negative factor turns the codes round."""
+    axis = coded.axis
+    moved = np.moveaxis(values, axis, 0)
+    rows, decoded = moved.reshape(codes.codes.shape), codes.decoded()
+    stored, scale = codes
+    if not np.array_equal(rows, decoded):
+        widest = np.abs(stored.astype(np.int16)).argmax(1)[:, None]
+        ends = [np.take_along_axis(array, widest, 1)[:, 0] for array in (rows, decoded)]
+        factor = np.divide(ends[0], ends[1], out=np.ones_like(ends[0]), where=ends[1] != 0)
+        stored = np.where(factor[:, None] == 0, 0, np.sign(factor)[:, None] * stored).astype(np.int8)
+        scale = np.where(factor == 0, np.float32(1), np.abs(scale * factor)).astype(np.float32)
+    _put(coded.codes, np.ascontiguousarray(np.moveaxis(stored.reshape(moved.shape), 0, axis)))
+    _put(coded.scale, scale.reshape(_array(coded.scale).shape))
 
 
 def _decoders(model: ir.Model) -> Iterator[ir.Node]:

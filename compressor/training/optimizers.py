@@ -127,9 +127,10 @@ def _arguments(options: Training) -> dict[str, Any]:
 def _fused(options: Training, groups: list[dict[str, Any]]) -> dict[str, Any]:
     """Lets Adam change all parameters in one call on the CPU, where torch would change them one by one.
 
-    Not in mixed precision: there Lightning clips no gradients of a fused optimizer.
+    Not where gradients are clipped in mixed precision: Lightning clips none of a fused optimizer there.
     """
-    if options.optimizer not in ("adam", "adamw") or options.precision not in ("auto", "32"):
+    mixed = options.precision not in ("auto", "32")
+    if options.optimizer not in ("adam", "adamw") or (mixed and _clips(options)) or options.precision == "16":
         return {}
     if options.optimizer_options.keys() & {"fused", "foreach", "capturable", "differentiable"}:
         return {}
@@ -138,7 +139,16 @@ def _fused(options: Training, groups: list[dict[str, Any]]) -> dict[str, Any]:
     return {"fused": True} if fits else {}
 
 
+def _clips(options: Training) -> bool:
+    return bool(options.clip_norm or options.clip_value)
+
+
 def _check_arguments(options: Training, cls: Callable[..., Optimizer]) -> None:
+    if options.optimizer_options.get("fused") and options.precision in ("bf16", "16") and _clips(options):
+        raise OptionError(
+            f"{options.name}: gradients of a fused optimizer are not clipped with precision={options.precision!r}. "
+            "Leave out fused, or clip_norm and clip_value, or give precision='32'."
+        )
     taken = inspect.signature(cls).parameters
     anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken.values())
     for key in options.optimizer_options:

@@ -139,7 +139,19 @@ class Training(Pass):
         0.0, description="release frozen layers one by one, from the output, over this share of time"
     )
     keep_zeros: bool = Field(True, description="weights that are exactly zero stay zero")
-    learn_ranges: bool = Field(False, description="train the scales of quantizers too (LSQ)")
+    learn_ranges: Literal["auto"] | bool = Field(
+        "auto",
+        description="train the scales of quantizers too (LSQ); 'auto': where weights have few bits",
+    )
+    progressive: Literal["none", "layers", "fraction", "anneal"] = Field(
+        "none",
+        description="how weights get their few bits in training: at once, the least sensitive layers first, the "
+        "largest weights of each layer first, or gradually all",
+    )
+    progressive_steps: int = Field(4, ge=1, description="steps of layers and fraction")
+    progressive_end: Positive = Field(
+        0.5, le=1, description="share of the training after which all weights have few bits"
+    )
 
     replay: Share = Field(0.0, description="share of each batch that comes from the old data")
     lwf: NotNegative = Field(0.0, description="weight of keeping the original's answers on new data")

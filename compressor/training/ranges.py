@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from compressor.graph import constant, nodes
+from compressor.low_bit.signs import signs
 from compressor.torch_graph.parameters import scales
 from compressor.torch_graph.quantizers import code_limits
 from compressor.torch_graph.writing import NAMES
@@ -72,6 +73,11 @@ def learn_relatively(network: fx.GraphModule, limits: Mapping[str, float]) -> No
         home = network.get_submodule(folder)
         start = home.get_parameter(leaf).detach().clone()
         parametrize.register_parametrization(home, leaf, Relative(start, limit))
+
+
+def levels(model: ir.Model) -> dict[str, float]:
+    """Name of each scale of a binary activation -> infinity: nothing limits it."""
+    return {str(sign.step.name): math.inf for sign in signs(model)}
 
 
 def largest_scales(model: ir.Model) -> dict[str, float]:

@@ -28,8 +28,8 @@ class Student(pl.LightningModule):
     Logged: `loss`, each of its terms and `rate`, at the last step of an epoch and, where there is a log, at every
     tenth; after every epoch `score`. `loss` and `score` as attributes are always those of the last step and the last
     epoch. `fault` says what went wrong when the loss is no number or has exploded; from then on nothing is trained or
-    scored. `settled` is False while weights are still to be cut: such an epoch cannot be the best. `outcome` says at
-    the end how it went: best, best_epoch, epochs, steps, fault.
+    scored. `settled` is False while weights are still to be cut or to get their codes: such an epoch cannot be the
+    best. `outcome` says at the end how it went: best, best_epoch, epochs, steps, fault.
 
     Args:
         network: the imported graph; among its outputs are the values to match.
@@ -74,7 +74,7 @@ class Student(pl.LightningModule):
         self.loss = float("nan")
         self.pace = (0, 0.0)
         self.fault = ""
-        self.settled = True
+        self.unsettled: set[str] = set()
         self.resumed = 0
         self.outcome: dict[str, Any] = {}
         self._parts: list[Rows] = []
@@ -89,6 +89,15 @@ class Student(pl.LightningModule):
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the network has the form that it will have in the end."""
+        return not self.unsettled
+
+    def settle(self, what: str, done: bool) -> None:
+        """Note that something which changes the form on the way is done, or is not yet."""
+        (self.unsettled.discard if done else self.unsettled.add)(what)
 
     def forward(self, *inputs: Tensor) -> list[Tensor]:
         """All outputs of the network, in order."""

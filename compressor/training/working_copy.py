@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from compressor.low_bit.codes import Codes
 from compressor.training.batch_axis import free_batch
 from compressor.training.dropouts import add_dropout
 from compressor.training.exposing import matching, with_outputs
-from compressor.training.latent import NONE_KNOWN, lift, settle
+from compressor.training.latent import NONE_KNOWN, NONE_TRAINED, lift, settle
 from compressor.training.options import Training
 from compressor.training.unfolding import fold_again, unfold
 
@@ -38,11 +39,11 @@ class WorkingCopy:
     values: Mapping[str, int]
     restored: tuple[str, ...]
 
-    def finished(self, trained: ir.Model) -> ir.Model:
-        """`source` with the values that `trained`, a trained `model`, stands for."""
+    def finished(self, trained: ir.Model, codes: Mapping[str, Codes] = NONE_TRAINED) -> ir.Model:
+        """`source` with the values that `trained`, a trained `model`, stands for, and the codes of few bits."""
         if self.restored:
             trained = fold_again(trained, self.restored)
-        return settle(trained, self.source)
+        return settle(trained, self.source, codes)
 
 
 def working_copy(

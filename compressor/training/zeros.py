@@ -9,6 +9,8 @@ from torch.nn.utils import parametrize
 from compressor.training.latent import LATENT
 
 _PRUNED = 0.25
+_PARAMETRIZED = "parametrizations"
+"""The folder in which torch keeps what parametrized weights are made of."""
 
 
 class Mask(nn.Module):
@@ -28,10 +30,12 @@ def keep_zeros(module: nn.Module) -> dict[str, float]:
     """Mask every weight of two axes or more that holds exact zeros; path -> its share of zeros.
 
     Integer codes are zero by rounding alone (about 1 in 80 of a Gaussian on 8 bits), so a latent weight counts as
-    pruned from a quarter of zeros on.
+    pruned from a quarter of zeros on. Weights with a parametrization, which few bits have, are left alone.
     """
     masked: dict[str, float] = {}
     for path, weight in list(module.named_parameters()):
+        if _PARAMETRIZED in path.split("."):
+            continue
         if weight.ndim < 2 or bool((weight != 0).all()) or not bool((weight != 0).any()):
             continue
         folder, _, name = path.rpartition(".")

@@ -72,6 +72,7 @@ ELSEWHERE = {
     "loss_weights": "test_finetune_objective",
     "keep_zeros": "test_finetune_constraints",
     "learn_ranges": "test_qat",
+    **dict.fromkeys(("progressive", "progressive_steps", "progressive_end"), "test_progression"),
     "replay": "test_finetune_continual",
     "ewc": "test_finetune_continual",
     "patience": "test_finetune_stopping",

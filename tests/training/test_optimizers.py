@@ -214,7 +214,15 @@ def test_decay_that_an_optimizer_does_not_have_is_refused_unless_it_is_off(tmp_p
     optimizer(Train(optimizer=name, weight_decay=0.0), groups_of())
 
 
+def test_adam_in_bfloat16_changes_all_parameters_in_one_call_where_nothing_is_clipped() -> None:
+    assert optimizer(Train(precision="bf16"), groups_of()).defaults["fused"]
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "fused": (
+        {"precision": "bf16", "clip_norm": 1.0, "optimizer_options": {"fused": True}},
+        "gradients of a fused optimizer are not clipped with precision='bf16'. Leave out fused",
+    ),
     "unknown": ({"optimizer": "adma"}, r"train: no optimizer 'adma'. Did you mean 'adam'\? .* MODULE:CLASS"),
     "module": ({"optimizer": "no_such_package:A"}, "'no_such_package' cannot be imported: No module named"),
     "empty module": ({"optimizer": ":A"}, "'' cannot be imported"),
