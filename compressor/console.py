@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -21,7 +22,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from compressor.errors import OptionError
@@ -225,9 +226,11 @@ def print_inspection(found: Inspection, as_json: bool) -> None:
     s = found.summary
     zeros = 1 - s.nonzero / s.parameters if s.parameters else 0.0
     macs = "unknown" if s.macs is None else f"{s.macs / 1e6:.2f} M"
+    each = found.size.bits_per_weight
     out.print(
-        f"opset {found.opset}, {found.size.bytes / 1e6:.3f} MB, {s.parameters:,} weights, "
-        f"{zeros:.1%} zeros, MACs {macs}"
+        f"opset {found.opset}, {found.size.bytes / 1e6:.3f} MB, {s.parameters:,} weights"
+        + ("" if each is None else f" of {each:.2f} bits on disk")
+        + f", {zeros:.1%} zeros, MACs {macs}"
     )
     out.print(
         f"quantized: {s.quantized}"
@@ -237,6 +240,8 @@ def print_inspection(found: Inspection, as_json: bool) -> None:
     for name, count in s.operators.items():
         table.add_row(name, str(count))
     out.print(table)
+    if found.low_bit:
+        out.print(_low_bit_table(found))
     for name, what in found.compressible.items():
         out.print(f"{name}: {escape(what)}")
 
@@ -300,6 +305,34 @@ def _console() -> Console:
     closed = sys.stdout is None  # `>&-`
     out = open(os.devnull, "w") if closed else sys.stdout  # noqa: SIM115
     return _Output(file=out, soft_wrap=True, highlight=False, width=None if out.isatty() else 120)
+
+
+def _low_bit_table(found: Inspection) -> Table:
+    """A row per weight of few bits, then those together, the other weights and all of them."""
+    table = Table(Column("weight", overflow="fold"), Column("codes", no_wrap=True))
+    for heading in ("weights", "bits on disk"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for weight in found.low_bit:
+        table.add_row(
+            *_low_bit_cells(escape(weight.name), str(weight), weight.parameters, weight.stored_bits)
+        )
+    table.add_section()
+    kinds = Counter(weight.kind for weight in found.low_bit)
+    few = sum(weight.parameters for weight in found.low_bit)
+    known = [w.stored_bits * w.parameters for w in found.low_bit if w.stored_bits is not None]
+    bits = sum(known) if len(known) == len(found.low_bit) else None
+    words = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    table.add_row(*_low_bit_cells("those above", words, few, None if bits is None else bits / max(few, 1)))
+    others = found.size.parameters - few
+    if others > 0:
+        rest = None if bits is None else (8 * found.size.weight_bytes - bits) / others
+        table.add_row(*_low_bit_cells("the others", "", others, rest))
+    table.add_row(*_low_bit_cells("all", "", found.size.parameters, found.size.bits_per_weight))
+    return table
+
+
+def _low_bit_cells(name: str, codes: str, count: int, bits: float | None) -> tuple[str, str, str, str]:
+    return name, codes, f"{count:,}", "" if bits is None else f"{bits:.2f}"
 
 
 def _print_json(found: object) -> None:

@@ -3,35 +3,43 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from compressor.graph import nodes, opset
+from compressor.low_bit.recognition import LowBit, low_bit_weights, unpacked
 from compressor.measurement import size_of
 from compressor.model_io import invalid_reason, load
 from compressor.placement import Selection, plan
 from compressor.prepare import prepare
 from compressor.proof import ModelLike
 from compressor.report import Size
-from compressor.sparse_storage import expand
-from compressor.summary import Summary, summarize
-
-if TYPE_CHECKING:
-    pass
+from compressor.summary import Summary, operators_of, summarize
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is in a model: name -> type and shape of its inputs and outputs, pass -> what it finds."""
+    """What is in a model.
+
+    Args:
+        inputs: name -> type and shape.
+        outputs: the same.
+        opset: of the default domain.
+        summary: counts; packed weights are counted as what they unpack to, operators as they stand.
+        size: of the file, also in bits per weight.
+        low_bit: the weights that stand as codes of few bits.
+        invalid: why the ONNX checker refuses it, or None.
+        compressible: pass -> what it would find.
+    """
 
     inputs: dict[str, str]
     outputs: dict[str, str]
     opset: int
     summary: Summary
     size: Size
+    low_bit: list[LowBit]
     invalid: str | None
     compressible: dict[str, str]
 
@@ -39,20 +47,17 @@ class Inspection:
 def inspect(model: ModelLike) -> Inspection:
     """Inputs, operators, parameters, MACs, sparsity, quantized or not, and what the passes would find."""
     found = load(model)
-    ready = prepare(found).model
     source = Path(model) if isinstance(model, (str, os.PathLike)) else found
-    dense = found.clone()
-    expand(dense)
-    summary = summarize(dense)
-    shaped = summarize(ready)
+    plain = unpacked(found)
+    ready = prepare(plain).model
+    summary, shaped = summarize(plain), summarize(ready)
     return Inspection(
         inputs={str(v.name): _type(v) for v in found.graph.inputs if v.name not in found.graph.initializers},
         outputs={str(v.name): _type(v) for v in found.graph.outputs},
         opset=opset(found),
-        summary=Summary(
-            summary.operators, summary.parameters, summary.nonzero, shaped.macs, summary.quantized
-        ),
+        summary=replace(summary, operators=operators_of(found), macs=shaped.macs),
         size=size_of(source),
+        low_bit=low_bit_weights(found),
         invalid=invalid_reason(found),
         compressible=_compressible(ready),
     )

@@ -16,12 +16,13 @@ import onnx_ir as ir
 
 from compressor import cpu
 from compressor.latency import Latency, Protocol, measure
+from compressor.low_bit.recognition import unpacked
 from compressor.model_io import files_of, load, tool_version
 from compressor.pipeline import Progress, silent
 from compressor.prepare import normalized
 from compressor.report import Environment, Size
 from compressor.runtime import Session, Setup, runnable, version
-from compressor.summary import summarize
+from compressor.summary import constant_bytes, summarize
 
 if TYPE_CHECKING:
     from compressor.data import Samples
@@ -42,13 +43,16 @@ def size_of(source: ir.Model | Path) -> Size:
         large += len(zstd.compress(chunk))
     small += len(deflate.flush())
     large += len(zstd.flush())
-    facts = summarize(normalized(source if isinstance(source, ir.Model) else load(source)))
+    model = source if isinstance(source, ir.Model) else load(source)
+    facts, held = summarize(normalized(unpacked(model))), constant_bytes(model)
     return Size(
         bytes=total,
         deflate=small,
         zstd=large,
         parameters=facts.parameters,
         nonzero=facts.nonzero,
+        weight_bytes=held,
+        bits_per_weight=8 * held / facts.parameters if facts.parameters else None,
         macs=facts.macs,
     )
 

@@ -16,6 +16,7 @@ from compressor import metrics
 from compressor.data import Samples, open_samples, synthetic
 from compressor.errors import DataError, ModelError, OptionError
 from compressor.gate import Limits
+from compressor.load_cost import load_costs
 from compressor.measurement import environment, latencies, outputs_on, size_of
 from compressor.model_io import (
     PIPELINE_KEY,
@@ -25,7 +26,7 @@ from compressor.model_io import (
     tool_version,
 )
 from compressor.pipeline import Change, Compressed, Context, Pipeline
-from compressor.report import Report, Step
+from compressor.report import Load, Report, Step
 from compressor.runtime import Session, Setup, require_provider, short_name
 from compressor.statistics import Interval
 from compressor.training.options import Training
@@ -106,19 +107,22 @@ def measured(
     )
     if any(latency.batch != where.batch for latency in timed):
         notes = [*notes, f"The model fixes its batch axis: timed with {timed[0].batch}, not {where.batch}."]
+    written = as_written(made.model, metadata(str(made.pipeline)))
+    loads, unmeasured = _load([source, written], context)
     return Report(
         model=str(source) if isinstance(source, Path) else str(original.graph.name or "model"),
         output=None,
         pipeline=str(made.pipeline),
         before=size_of(source),
-        after=size_of(as_written(made.model, metadata(str(made.pipeline)))),
+        after=size_of(written),
         accuracy=accuracy,
         agreement=agreement,
         evaluated_on=on,
         made_up=real is None,
         latency=timed,
+        load=loads,
         steps=tuple(_step(change) for change in made.changes),
-        notes=tuple(notes),
+        notes=(*notes, *unmeasured),
         environment=environment(),
     )
 
@@ -147,6 +151,14 @@ def _accuracy(
         return None, {}, on, [_alone(before, after, labels, where)]
     compared = metrics.compare(metric, before, after, labels, where.seed)
     return compared, dict(metrics.agreement(before, after, where.seed)), on, []
+
+
+def _load(models: Sequence[ir.Model | Path], context: Context) -> tuple[tuple[Load, ...], list[str]]:
+    """What loading takes, or why that is unknown: both models have just run here, so the rest of the report stands."""
+    try:
+        return load_costs(models, context.progress), []
+    except (ModelError, OSError) as error:
+        return (), [f"Load time and memory were not measured: {error}"]
 
 
 def _alone(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -22,14 +22,41 @@ class _Frozen(BaseModel):
 
 
 class Size(_Frozen):
-    """A model's size: bytes on disk with its external data, the same compressed, and its weights."""
+    """A model's size: bytes on disk with its external data, the same compressed, and its weights.
+
+    Args:
+        bytes: the file, with its external data.
+        deflate: those bytes after deflate.
+        zstd: those bytes after zstd.
+        parameters: weights, each once; those stored as packed codes are counted one by one.
+        nonzero: those that are not zero.
+        weight_bytes: all constants of the file: weights, their scales, and the tables and shapes that unpack them.
+        bits_per_weight: the bits of those bytes for each weight; None where there is no weight.
+        macs: multiply-accumulates for one sample; None when a shape that is needed is unknown.
+    """
 
     bytes: int
     deflate: int
     zstd: int
     parameters: int
     nonzero: int
+    weight_bytes: int
+    bits_per_weight: float | None
     macs: int | None
+
+
+class Load(_Frozen):
+    """What loading a model costs: `load_cost` says how it is measured.
+
+    Args:
+        wall_ms: milliseconds to create a session on the CPU, one thread.
+        cpu_ms: CPU time of that, which other programs disturb less.
+        peak_bytes: memory at its peak meanwhile; None where the system does not tell.
+    """
+
+    wall_ms: float
+    cpu_ms: float
+    peak_bytes: int | None
 
 
 class Step(_Frozen):
@@ -66,7 +93,10 @@ class Verdict(_Frozen):
 
 
 class Report(_Frozen):
-    """Before against after. `accuracy` is None when nothing was evaluated, or a pass gave the outputs other shapes."""
+    """Before against after. `accuracy` is None when nothing was evaluated, or a pass gave the outputs other shapes.
+
+    `load` is of the original and of the new model, in this order; empty where it could not be measured.
+    """
 
     model: str
     output: str | None
@@ -78,6 +108,7 @@ class Report(_Frozen):
     evaluated_on: str
     made_up: bool
     latency: tuple[Latency, ...]
+    load: tuple[Load, ...] = ()
     steps: tuple[Step, ...]
     notes: tuple[str, ...]
     verdicts: tuple[Verdict, ...] = ()
@@ -171,6 +202,7 @@ def rows(report: Report) -> list[tuple[str, str, str, str]]:
     )
     made.append(("weights", f"{before.parameters:,}", f"{after.parameters:,}", ""))
     made.append(("non-zero weights", f"{before.nonzero:,}", f"{after.nonzero:,}", ""))
+    made.append(("bits per weight on disk", _bits(before), _bits(after), ""))
     if before.macs is not None or after.macs is not None:
         made.append(("MACs (dynamic axes as 1)", _count(before.macs), _count(after.macs), ""))
     score = report.accuracy
@@ -187,6 +219,19 @@ def rows(report: Report) -> list[tuple[str, str, str, str]]:
         change = f"{ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}] {ratio.clock} time, noise {ratio.noise:.1%}"
         made.append((f"p50 ms ({label})", f"{first.wall_p50:.3f}", f"{last.wall_p50:.3f}", change))
         made.append((f"p95 ms ({label})", f"{first.wall_p95:.3f}", f"{last.wall_p95:.3f}", ""))
+    return made + _load_rows(report.load)
+
+
+def _load_rows(load: Sequence[Load]) -> list[tuple[str, str, str, str]]:
+    """Load time and peak memory, as far as they are known."""
+    if not load:
+        return []
+    first, last = load[0], load[-1]
+    change = f"{first.cpu_ms / max(last.cpu_ms, 1e-3):.2f}x cpu time"
+    made = [("load ms (cpu, 1 thread)", f"{first.wall_ms:.1f}", f"{last.wall_ms:.1f}", change)]
+    if first.peak_bytes is not None and last.peak_bytes is not None:
+        peaks = first.peak_bytes, last.peak_bytes
+        made.append(("peak memory at load", _size(peaks[0]), _size(peaks[1]), _times(*peaks)))
     return made
 
 
@@ -243,6 +288,10 @@ def _interval(value: Interval) -> str:
 
 def _size(count: int) -> str:
     return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+def _bits(size: Size) -> str:
+    return "" if size.bits_per_weight is None else f"{size.bits_per_weight:.2f}"
 
 
 def _count(number: int | None) -> str:

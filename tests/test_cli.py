@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import jsonschema
@@ -11,10 +13,13 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
-from compressor import measurement
+from compressor import console, inspection, load_cost, measurement
 from compressor.cli import main
 from compressor.latency import Protocol
+from compressor.low_bit.recognition import LowBit
+from tests.conftest import build
 
 SAMPLES = Path(__file__).resolve().parent.parent / "sample_models"
 MLP = str(SAMPLES / "breast_cancer_mlp.onnx")
@@ -26,6 +31,7 @@ CALIBRATION = str(SAMPLES / "breast_cancer_calibration.npz")
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short timing: these tests read words and files, not speeds."""
     monkeypatch.setattr(measurement, "PROTOCOL", Protocol(visits=5, visit_ms=0.2, sessions=1, warmup=1))
+    monkeypatch.setattr(load_cost, "ROUNDS", 1)
 
 
 def run(*words: str | Path) -> Result:
@@ -186,6 +192,37 @@ def test_inspect_tells_what_is_in_a_model() -> None:
     for word in ("input image: float", "Conv", "weights", "quantize-int8:"):
         assert word in done.output
     assert json.loads(run("inspect", MLP, "--json").output)["summary"]["quantized"] == "none"
+
+
+def test_inspect_tells_the_weights_of_few_bits_and_what_they_take(tmp_path: Path) -> None:
+    path, long = tmp_path / "ternary.onnx", "a_rather_long_name_of_codes_as_exporters_like_to_write_them"
+    text = f"""<ir_version: 8, opset_import: ["" : 13]> g (float[N, 2] x) => (float[N, 4] y) {{
+      w = DequantizeLinear <axis = 1> ({long}, s) m = MatMul(x, w) y = Mul(m, f)
+    }}"""
+    codes, ones = np.array([[1, 0, -1, 0], [0, 0, 1, -1]], np.int8), np.ones(4, np.float32)
+    onnx.save(build(text, **{long: codes, "s": ones, "f": ones}), path)
+    cells = [
+        [cell.strip() for cell in line.split("│")[1:-1]]
+        for line in run("inspect", path).output.splitlines()
+        if line.startswith("│")
+    ]
+    bits = 8 * (8 + 16) / 8
+    assert [long, "ternary, 2 bits, 50 % zeros", "8", f"{bits:.2f}"] in cells
+    assert ["those above", "1 ternary", "8", f"{bits:.2f}"] in cells
+    assert ["the others", "", "4", "32.00"] in cells
+    assert ["all", "", "12", f"{8 * (8 + 16 + 16) / 12:.2f}"] in cells
+    (found,) = json.loads(run("inspect", path, "--json").output)["low_bit"]
+    assert (found["kind"], found["bits"], found["zeros"], found["stored_bits"]) == ("ternary", 2, 0.5, bits)
+
+
+def test_the_table_of_few_bits_fits_a_hundred_columns() -> None:
+    long = LowBit("an/exporter/" * 12, (1, 1), "ternary", 2, 0.5, 10**9, 2.25)
+    found = replace(inspection.inspect(MLP), low_bit=[long, replace(long, stored_bits=None)])
+    out = Console(width=100, file=StringIO(), soft_wrap=True)
+    out.print(console._low_bit_table(found))
+    printed = out.file.getvalue()  # type: ignore[attr-defined]
+    assert "ternary, 2 bits, 50 % zeros │ 1,000,000,000 │         2.25" in printed
+    assert max(map(len, printed.splitlines())) <= 100
 
 
 def test_passes_lists_all_and_shows_one() -> None:

@@ -1,19 +1,23 @@
 """Outputs on samples, latency feeds, sizes; and the gate on what was measured."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, parser
 
 import compressor
-from compressor import measurement, model_io, runtime
+from compressor import load_cost, measurement, model_io, proof, report, runtime
 from compressor.data import open_samples, synthetic
 from compressor.gate import Limits, judge
 from compressor.latency import Latency, Protocol, Ratio, Timing
+from compressor.load_cost import load_costs
 from compressor.measurement import latencies, outputs_on, size_of
 from compressor.prepare import infer_shapes
+from compressor.report import Load, markdown, rows
 from compressor.runtime import Setup
 from compressor.summary import summarize
 from tests.conftest import build, drawn
@@ -24,6 +28,7 @@ SAMPLES = Path(__file__).resolve().parent.parent / "sample_models"
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measurement, "PROTOCOL", Protocol(visits=5, visit_ms=0.2, sessions=1, warmup=1))
+    monkeypatch.setattr(load_cost, "ROUNDS", 1)
 
 
 def text_model(text: str) -> ir.Model:
@@ -177,3 +182,114 @@ def test_a_matrix_product_behind_a_reshape_counts_every_row() -> None:
         model = ir.from_proto(build(header + text, **weights, **scale))
         infer_shapes(model)
         assert summarize(model).macs == 5 * 4 * 3
+
+
+def test_a_load_takes_time_and_a_larger_model_more_memory(tmp_path: Path) -> None:
+    small = text_model("m (float[n, 3] x) => (float[n, 3] y) { y = Relu(x) }")
+    text = '<ir_version: 8, opset_import: ["" : 13]> m (float[n, 2000] x) => (float[n, 2000] y) { y = MatMul(x, w) }'
+    large = tmp_path / "large.onnx"
+    onnx.save(build(text, w=drawn(2000, 2000)), large)
+    first, second = load_costs([small, large])
+    assert min(first.wall_ms, first.cpu_ms, second.wall_ms, second.cpu_ms) > 0
+    if sys.platform in ("linux", "darwin"):
+        assert first.peak_bytes is not None
+        assert second.peak_bytes is not None
+        assert second.peak_bytes - first.peak_bytes > 2000 * 2000 * 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is inherited on Linux")
+def test_the_peak_of_a_load_is_not_hidden_by_what_this_process_holds() -> None:
+    """ru_maxrss of a new process starts at the memory of its parent."""
+    held = np.ones(2**25)  # 256 MB, several times what onnxruntime takes
+    (found,) = load_costs([SAMPLES / "breast_cancer_mlp.onnx"])
+    assert held.nbytes > (found.peak_bytes or 0) > 0
+
+
+def test_every_figure_of_a_load_is_the_median_of_interleaved_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    times = iter([5.0, 1.0, 9.0, 2.0, 6.0, 3.0])
+
+    def loaded(file: Path) -> Load:
+        seen.append(file.stem)
+        time = next(times)
+        return Load(wall_ms=time, cpu_ms=10 - time, peak_bytes=int(time))
+
+    monkeypatch.setattr(load_cost, "_loaded", loaded)
+    monkeypatch.setattr(load_cost, "ROUNDS", 3)
+    found = load_costs([Path("a.onnx"), Path("b.onnx")])
+    assert seen == ["a", "b"] * 3
+    assert found == (Load(wall_ms=6, cpu_ms=4, peak_bytes=6), Load(wall_ms=2, cpu_ms=8, peak_bytes=2))
+
+
+def test_models_that_load_slowly_are_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Path] = []
+
+    def loaded(file: Path) -> Load:
+        seen.append(file)
+        return Load(wall_ms=1, cpu_ms=1, peak_bytes=None)
+
+    monkeypatch.setattr(load_cost, "_loaded", loaded)
+    monkeypatch.setattr(load_cost, "ROUNDS", 3)
+    monkeypatch.setattr(load_cost, "_LONG_SECONDS", -1.0)
+    (found,) = load_costs([Path("a.onnx")])
+    assert len(seen) == 1
+    assert found.peak_bytes is None
+
+
+def test_a_load_that_fails_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no model")
+    with pytest.raises(compressor.ModelError, match=r"does not load in a process of its own: .*broken\.onnx"):
+        load_costs([broken])
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    with pytest.raises(
+        compressor.ModelError, match=r"A process that loads the model cannot be run: .*no-python"
+    ):
+        load_costs([broken])
+
+
+@pytest.mark.parametrize("error", [compressor.ModelError("It does not load."), OSError(28, "disk full")])
+def test_a_report_without_the_load_says_why(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(models: object, progress: object) -> None:
+        raise error
+
+    monkeypatch.setattr(proof, "load_costs", refuse)
+    path = SAMPLES / "breast_cancer_mlp.onnx"
+    made = compressor.check(path, path)
+    assert made.load == ()
+    assert f"Load time and memory were not measured: {error}" in made.notes
+    assert not any("load" in row[0] for row in rows(made))
+
+
+def test_a_report_tells_bits_per_weight_and_what_loading_takes() -> None:
+    path = SAMPLES / "breast_cancer_mlp.onnx"
+    made = compressor.compress(path, "quantize-weights").report
+    assert made.before.bits_per_weight == 32
+    assert 8 < (made.after.bits_per_weight or 0) < 10
+    assert len(made.load) == 2
+    table = markdown(made)
+    for words in ("| bits per weight on disk | 32.00 | 8.", "| load ms (cpu, 1 thread) |"):
+        assert words in table
+
+
+@pytest.mark.parametrize(
+    ("load", "expected"),
+    [
+        ((), []),
+        (((8, 6, 2_000_000), (5, 3, 1_000_000)), ["2.00x cpu time", "2.00x smaller"]),
+        (((8, 6, None), (5, 3, None)), ["2.00x cpu time"]),
+        (((8, 6, 1_000_000), (5, 12, 2_000_000)), ["0.50x cpu time", "2.00x larger"]),
+    ],
+    ids=["not measured", "better", "without peaks", "worse"],
+)
+def test_the_rows_of_the_load_are_those_that_are_known(
+    load: tuple[tuple[float, float, int | None], ...], expected: list[str]
+) -> None:
+    made = tuple(Load(wall_ms=w, cpu_ms=c, peak_bytes=p) for w, c, p in load)
+    assert [row[3] for row in report._load_rows(made)] == expected
+
+
+def test_a_model_without_weights_has_no_bits_per_weight() -> None:
+    size = size_of(text_model("m (float[n, 3] x) => (float[n, 3] y) { y = Relu(x) }"))
+    assert (size.bits_per_weight, size.weight_bytes) == (None, 0)
+    assert report._bits(size) == ""
