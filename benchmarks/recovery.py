@@ -2,12 +2,13 @@
 
     python benchmarks/recovery.py prune MODEL.onnx TRAIN.npz TEST.npz [--sparsity 0.8] [--epochs 2] [--lr 0.003]
     python benchmarks/recovery.py int8 MODEL.onnx TRAIN.npz TEST.npz [--granularity tensor] [--epochs 2] [--lr 1e-4]
-    python benchmarks/recovery.py recipe MODEL.onnx TRAIN.npz TEST.npz --recipe PIPELINE
+    python benchmarks/recovery.py recipe MODEL.onnx TRAIN.npz TEST.npz --recipe PIPELINE [--start FILE] [--save FILE]
 
 `prune` sets the weights that matter least by magnitude to zero (LAMP, a helper of this file, no pass), then fine-tunes
 once on the labels and the original's answers (distill=0.7), and once without labels. `int8` quantizes as plainly as
 other tools do (ranges by minmax, no bias correction), then trains the quantized graph: quantization-aware training.
-`recipe` runs any pipeline, with 512 of the training samples for its calibration.
+`recipe` runs any pipeline, with 512 of the training samples for its calibration; with `--start` on what an earlier run
+saved, MODEL still being the original and the teacher.
 Scores are top-1 on TEST with the paired 95 % interval of the drop; no gradient and no epoch is taken from TEST.
 """
 
@@ -21,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from compressor import Context, Pipeline, load, metrics, open_samples
+from compressor import Context, Pipeline, load, metrics, open_samples, save
 from compressor.data import Samples
 from compressor.measurement import outputs_on
 from compressor.runtime import Setup
@@ -42,6 +43,8 @@ def main() -> None:
         "--granularity", choices=["channel", "tensor"], default="channel", help="one weight step per which"
     )
     parser.add_argument("--recipe", default="", help="for `recipe`: a pipeline in its text form")
+    parser.add_argument("--start", type=Path, help="for `recipe`: the file that the pipeline starts from")
+    parser.add_argument("--save", type=Path, help="where the last result goes")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--lr", type=float)
     parser.add_argument("--options", default="", help="further options of finetune, in its text form")
@@ -61,6 +64,8 @@ def main() -> None:
         result = start if made is None else made.model
         rows.append(row(name, before, result, test, time.perf_counter() - began, made))
         print(json.dumps(rows[-1]), flush=True)
+        if given.save:
+            save(result, given.save)
     if given.json:
         given.json.write_text(json.dumps(rows, indent=1))
 
@@ -68,7 +73,7 @@ def main() -> None:
 def variants(given: argparse.Namespace, model: ir.Model) -> list[tuple[str, ir.Model, str]]:
     """(name, the model to start from, the pipeline) of each row."""
     if given.what == "recipe":
-        return [(given.recipe, model, given.recipe)]
+        return [(given.recipe, load(given.start) if given.start else model, given.recipe)]
     if given.what == "prune":
         cut = pruned(model, given.sparsity)
         options = f"batch=32 batchnorm='restore' temperature=4.0 {given.options}"
