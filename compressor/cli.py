@@ -146,7 +146,9 @@ def _refusing(function: Command) -> Command:
         except OSError as error:
             click.echo(f"Error: the output cannot be printed: {error.strerror}.", err=True)
             sys.exit(1)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, ImportError) as error:
+            if not _is_interruption(error):
+                raise
             hint = _how_to_resume(options)
             click.echo(
                 f"Interrupted: the input is untouched and no half-written file is left.{hint}", err=True
@@ -154,6 +156,12 @@ def _refusing(function: Command) -> Command:
             sys.exit(1)
 
     return run
+
+
+def _is_interruption(error: BaseException) -> bool:
+    """Whether Ctrl-C is at the bottom of it: pressed while a binary module loads, it comes out as ImportError."""
+    below = error.__cause__ or error.__context__
+    return isinstance(error, KeyboardInterrupt) or (below is not None and _is_interruption(below))
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -317,3 +317,20 @@ def test_the_gate_says_when_it_judges_agreement_for_lack_of_labels(tmp_path: Pat
     assert done.exit_code == 0
     assert "max-drop (of agreement: no labels)" in done.output
     assert "top1 agreement with the original" in done.output
+
+
+def test_ctrl_c_while_a_binary_module_loads_is_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pressed(*_: object, **__: object) -> None:
+        raise ImportError("initialization failed") from KeyboardInterrupt()
+
+    monkeypatch.setattr("compressor.inspection.inspect", pressed)
+    done = run("inspect", MLP)
+    assert (done.exit_code, done.output.split(":")[0]) == (1, "Interrupted")
+
+
+def test_a_module_that_cannot_be_loaded_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ImportError("no such library")
+
+    monkeypatch.setattr("compressor.inspection.inspect", broken)
+    assert isinstance(run("inspect", MLP).exception, ImportError)
