@@ -54,7 +54,7 @@ UNTRAINED = {
     "ternary, gptq, int8 activations": f"{TERNARY % 'reconstruct=gptq'},{DYNAMIC}",
 }
 TRAIN = (
-    "finetune{epochs=%d batch=16 lr=5e-4 weight_decay=0 precision=bf16 optimizer_options={'fused': True} "
+    "finetune{epochs=%d batch=16 lr=5e-4 weight_decay=0 precision=bf16 "
     "freeze=['word.weight','pos.weight','tt'] features=['layer_norm_2','layer_norm_4','layer_norm_6',"
     "'layer_norm_8','layer_norm_10','layer_norm_12']}"
 )
