@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
-from math import isnan
-from pathlib import Path
+from math import inf, isnan
 
 from compressor.errors import OptionError
 from compressor.low_bit.codes import Method
+from compressor.sensitivity_file import drops
 
 Curve = Mapping[float, float]
 """Bits -> how much the score drops when one layer alone has that many."""
@@ -57,23 +56,11 @@ def curves(path: str) -> dict[str, Curve]:
         OptionError: there is no such file, it holds no curve over bits, or one whose levels are no bits or whose drops
             are no numbers.
     """
-    try:
-        layers = json.loads(Path(path).read_text(encoding="utf-8"))["layers"]
-        found: dict[str, Curve] = {
-            name: {
-                float(at): float("inf") if drop is None else float(drop) for at, drop in layer["bits"].items()
-            }
-            for name, layer in layers.items()
-            if layer.get("bits")
-        }
-    except FileNotFoundError:
-        raise OptionError(
-            f"sensitivity: there is no file {path!r}. `compress sensitivity` writes one."
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise OptionError(
-            f"sensitivity: {path!r} is not what `compress sensitivity` writes ({type(error).__name__}: {error})."
-        ) from None
+    found: dict[str, Curve] = {
+        name: {at: inf if drop is None else drop for at, drop in curve.items()}
+        for name, curve in drops(path, "bits").items()
+        if curve
+    }
     for name, curve in found.items():
         for at, drop in curve.items():
             if not 1 <= at <= 8 or isnan(drop):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from itertools import pairwise
 from math import isfinite
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from compressor.errors import OptionError
+from compressor.sensitivity_file import drops
 
 KEPT = 0.01
 """The share of a layer that stays, at least, when layers share a total: one without weights ends the network."""
@@ -145,21 +144,10 @@ def curves(path: str, kind: Literal["sparsity", "channels"] = "sparsity") -> dic
         OptionError: there is no such file, it holds no curve, or one with a level outside 0 to 1 or a drop that is
             not finite.
     """
-    try:
-        layers = json.loads(Path(path).read_text(encoding="utf-8"))["layers"]
-        found: dict[str, Curve] = {
-            name: {float(at): float(drop) for at, drop in layer[kind].items() if drop is not None}
-            for name, layer in layers.items()
-            if kind in layer
-        }
-    except FileNotFoundError:
-        raise OptionError(
-            f"sensitivity: there is no file {path!r}. `compress sensitivity` writes one."
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise OptionError(
-            f"sensitivity: {path!r} is not what `compress sensitivity` writes ({type(error).__name__}: {error})."
-        ) from None
+    found: dict[str, Curve] = {
+        name: {at: drop for at, drop in curve.items() if drop is not None}
+        for name, curve in drops(path, kind).items()
+    }
     for name, curve in found.items():
         for at, drop in curve.items():
             if not (0 <= at < 1 and isfinite(drop)):

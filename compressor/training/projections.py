@@ -18,6 +18,7 @@ logarithm, so that a step changes each by a share of itself.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from itertools import product
 from math import sqrt
@@ -35,7 +36,7 @@ _TINY = 2.0**-100
 _MOST = 127
 
 
-class Projection(nn.Module):
+class Projection(nn.Module, ABC):
     """w' = code(w) * scale, row by row.
 
     `share` is how much of the projection is in force, from the latent weight (0) to its codes (1); or which weights
@@ -50,9 +51,9 @@ class Projection(nn.Module):
         self.axis = axis
         self.share: Tensor | float = 1.0
 
+    @abstractmethod
     def codes(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Codes, whole numbers [R, n], and scale [R, 1]; the scale has a gradient where it is trained."""
-        raise NotImplementedError
 
     def forward(self, latent: Tensor) -> Tensor:
         """The weight that the layer computes with."""
